@@ -1,0 +1,80 @@
+"""The thin Flower ClientApp: unpack, hand to the site, pack. Runs on the networked side; imports no torch itself.
+
+The server delivers this file in the app bundle, so a hospital's safety never rests on it. Replies carry reports or
+reason codes, never exception text.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from functools import lru_cache
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from multimix.contract.records import card_reply, evaluated_reply, read_request, refusal_reply, trained_reply
+from multimix.contract.run_config import Scalar, read_run_config
+from multimix.contract.site import Site
+from multimix.errors import InputError, Refused
+
+log = logging.getLogger("multimix.client")
+
+app = ClientApp()
+
+
+@app.query()
+def describe(message: Message, context: Context) -> Message:
+    """Answer with the site card."""
+    return _answer(message, lambda: card_reply(site_of(context).describe()))
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Answer with trained weights and their report."""
+    return _answer(message, lambda: trained_reply(site_of(context).train(*read_request(message.content))))
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Answer with sufficient statistics."""
+    return _answer(message, lambda: evaluated_reply(site_of(context).evaluate(*read_request(message.content))))
+
+
+def site_of(context: Context) -> Site:
+    """Return the site behind this node, kept warm in this process between rounds."""
+    if "agent-socket" in context.node_config:
+        raise Refused("agent_unavailable", "this version has no site agent yet")
+    if "partition-id" not in context.node_config:
+        raise Refused("site_not_configured", "the node has neither an agent-socket nor a partition-id")
+    return _simulated_site(
+        tuple(sorted(context.run_config.items())),
+        int(context.node_config["partition-id"]),
+        int(context.node_config["num-partitions"]),
+    )
+
+
+@lru_cache(maxsize=64)
+def _simulated_site(run_config: tuple[tuple[str, Scalar], ...], partition: int, nodes: int) -> Site:
+    """Import torch and the site only where a simulation trains in this very process."""
+    import torch  # noqa: PLC0415
+
+    from client.simulated import simulated_site  # noqa: PLC0415
+
+    torch.set_num_threads(1)
+    return simulated_site(read_run_config(dict(run_config)), partition=partition, nodes=nodes)
+
+
+def _answer(message: Message, work: Callable[[], RecordDict]) -> Message:
+    try:
+        content = work()
+    except Refused as refused:
+        content = refusal_reply(refused)
+    except InputError as error:
+        log.exception("refused: %s", error.reason, exc_info=False)
+        content = refusal_reply(Refused(error.reason))
+    except Exception as error:  # noqa: BLE001  (a site must answer; what went wrong stays at the site)
+        log.error("failed: internal_error (%s)", type(error).__name__)  # noqa: TRY400
+        if os.environ.get("MULTIMIX_DEBUG"):  # a developer's own machine, never a hospital's
+            raise
+        content = refusal_reply(Refused("internal_error"))
+    return Message(content, reply_to=message)

@@ -1,0 +1,159 @@
+"""The messages between server and site: what is asked, and all that a site may answer.
+
+Documents are canonical JSON of frozen pydantic models; weights travel beside them as named float32 arrays and are
+bound by hash. Anything unknown is refused, never ignored.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from multimix.config import Frozen, MethodConfig, NonNegative, Unit
+from multimix.contract.statistics import EvaluationStatistics
+
+PROTOCOL = 1
+MEAN_MASK_SIDE = 32
+
+MODULES = ("encoder", "classifier", "decoder")  # the units of aggregation: first part of a parameter's name
+
+Weights = dict[str, np.ndarray]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+MeanMask = Annotated[
+    tuple[Annotated[int, Field(ge=0, le=255)], ...], Field(min_length=MEAN_MASK_SIDE**2, max_length=MEAN_MASK_SIDE**2)
+]
+OneClassSites = Literal["exclude", "logit_adjusted", "plain"]
+
+
+class ClassCounts(Frozen):
+    """Patients with a usable label, by class."""
+
+    normal: Count = 0
+    pneumonia: Count = 0
+
+
+class SiteCard(Frozen):
+    """What a site says about itself before the first round; bounded by its policy."""
+
+    protocol: int = PROTOCOL
+    site: Name
+    role: Literal["train", "held-out"]
+    synthetic: bool
+    device: str
+    image_size: Count
+    images: Count
+    patients: Count
+    training_patients: Count
+    labelled_patients: ClassCounts  # within the label budget, in the training split
+    masked_patients: dict[str, Count]  # the same for masks, by convention
+    conventions: tuple[str, ...]  # of all masks there are, test patients' too
+    # Mean lung mask of those masks by convention, 32 x 32 in steps of 1/255, row by row; only above the minimum cohort.
+    mean_masks: dict[str, MeanMask] = {}
+    data_fingerprint: str
+    software: dict[str, str]
+
+
+class LocalWork(Frozen):
+    """What one round of training at a site consists of."""
+
+    steps: Annotated[int, Field(ge=1, le=1_000_000)]
+    images_per_group: Annotated[int, Field(ge=1, le=4096)]
+    proximal_mu: NonNegative = 0.0
+    first_step: Count = 0  # of the whole run; schedules and random streams are functions of it
+    total_steps: Annotated[int, Field(ge=1)] = 1
+
+
+class RoundPlan(Frozen):
+    """One order of the coordinator, signed, bound to job, round, configuration and weights."""
+
+    protocol: int = PROTOCOL
+    job_id: Name
+    round: Annotated[int, Field(ge=0, le=1_000_000)]
+    kind: Literal["train", "evaluate"]
+    seed: Annotated[int, Field(ge=0, le=2**53)]
+    method: MethodConfig
+    work: LocalWork | None = None
+    mask_convention: str | None = None  # masks of other conventions are not used as labels; None accepts all
+    one_class_sites: OneClassSites = "exclude"
+    minimum_class_patients: Count = 10
+    evaluate_on: Literal["none", "validation", "test"] = "none"
+    pictures: Annotated[int, Field(ge=0, le=64)] = 0
+    mean_mask: MeanMask | None = None  # of all training sites, for the baseline row
+    weights_sha256: Sha256
+    # Privacy parameters come with the patient-privacy core; a plan without them is not private.
+    dp: None = None
+
+
+class Teachers(Frozen):
+    """How many distinct patients gave a module gradient: by label or mask, and by consistency only."""
+
+    labelled: Count = 0
+    unlabelled: Count = 0
+
+
+class EvaluateReport(Frozen):
+    """A site's sufficient statistics of the weights it received."""
+
+    site: Name
+    job_id: Name
+    round: int
+    plan_sha256: Sha256
+    split: Literal["validation", "test"]
+    statistics: EvaluationStatistics
+    seconds: dict[str, Finite] = {}
+
+
+class TrainReport(Frozen):
+    """What goes back beside the trained weights."""
+
+    site: Name
+    job_id: Name
+    round: int
+    plan_sha256: Sha256
+    weights_sha256: Sha256  # of the weights sent back
+    steps: Count
+    teachers: dict[str, Teachers]
+    losses: dict[str, Finite]
+    pseudo_label_rate: Unit | None = None  # share of unlabelled views confident enough to teach the classifier
+    seconds: dict[str, Finite] = {}
+    evaluation: EvaluateReport | None = None
+
+
+class Picture(Frozen):
+    """One PNG that the site's policy lets out (simulations and public data only)."""
+
+    caption: str
+    png: bytes
+
+
+def module_of(parameter: str) -> str:
+    """Return which of `MODULES` a parameter belongs to; ValueError for a foreign name."""
+    module = parameter.split(".", 1)[0]
+    if module not in MODULES:
+        raise ValueError(f"parameter {parameter!r} belongs to none of {MODULES}")
+    return module
+
+
+def canonical_json(document: Frozen) -> str:
+    """Return the one text of a document that is signed and hashed."""
+    return json.dumps(document.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+
+def sha256_text(text: str) -> str:
+    """Return the SHA-256 of a text, in hex."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def weights_sha256(weights: Weights) -> str:
+    """Return the SHA-256 over names, types, shapes and bytes of the weights, in name order."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        array = np.ascontiguousarray(weights[name])
+        digest.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

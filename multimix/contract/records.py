@@ -1,0 +1,97 @@
+"""Contract messages as Flower records and back: the one file of `multimix` that knows Flower.
+
+A request is {"arrays": ArrayRecord, "plan": ConfigRecord}. A reply is {"report": ConfigRecord} with {"arrays"} after
+training, or {"refusal": ConfigRecord}; pictures ride along as bytes.
+"""
+
+from typing import TypeVar
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from pydantic import ValidationError
+
+from multimix.contract.messages import Picture, SiteCard, Weights
+from multimix.contract.signing import SignedPlan
+from multimix.contract.site import Evaluated, Trained
+from multimix.config import Frozen
+from multimix.errors import Refused
+
+ARRAYS, PLAN, REPORT, REFUSAL, PICTURES = "arrays", "plan", "report", "refusal", "pictures"
+_Document = TypeVar("_Document", bound=Frozen)
+
+
+def array_record(weights: Weights) -> ArrayRecord:
+    """Pack named arrays."""
+    return ArrayRecord({name: Array(weights[name]) for name in sorted(weights)})
+
+
+def unpack_arrays(record: ArrayRecord) -> Weights:
+    """Unpack named arrays; never unpickles."""
+    return {name: array.numpy() for name, array in record.items()}
+
+
+def plan_record(signed: SignedPlan) -> ConfigRecord:
+    """Pack a signed plan."""
+    return ConfigRecord({"document": signed.document, "signature": signed.signature})
+
+
+def read_request(content: RecordDict) -> tuple[SignedPlan, Weights]:
+    """Unpack a plan and its weights, or refuse with `request_malformed`."""
+    try:
+        record = content.config_records[PLAN]
+        signed = SignedPlan(str(record["document"]), str(record["signature"]))
+        return signed, unpack_arrays(content.array_records[ARRAYS])
+    except (KeyError, ValueError, TypeError):
+        raise Refused("request_malformed") from None
+
+
+def card_reply(card: SiteCard) -> RecordDict:
+    """Pack a site card."""
+    return RecordDict({REPORT: ConfigRecord({"document": card.model_dump_json()})})
+
+
+def trained_reply(trained: Trained) -> RecordDict:
+    """Pack a training answer."""
+    report = ConfigRecord({"document": trained.report.model_dump_json()})
+    return RecordDict({REPORT: report, ARRAYS: array_record(trained.weights)})
+
+
+def evaluated_reply(evaluated: Evaluated) -> RecordDict:
+    """Pack an evaluation answer."""
+    records: dict[str, ConfigRecord] = {REPORT: ConfigRecord({"document": evaluated.report.model_dump_json()})}
+    if evaluated.pictures:
+        records[PICTURES] = ConfigRecord(
+            {
+                "captions": [picture.caption for picture in evaluated.pictures],
+                "pngs": [picture.png for picture in evaluated.pictures],
+            }
+        )
+    return RecordDict(records)
+
+
+def refusal_reply(refused: Refused) -> RecordDict:
+    """Pack a refusal: its reason code and the bounds concerned, nothing else."""
+    return RecordDict({REFUSAL: ConfigRecord({"reason": refused.reason, "detail": refused.detail})})
+
+
+def read_reply(content: RecordDict, kind: type[_Document]) -> _Document:
+    """Return the report of a reply; raise `Refused` with the site's own reason, or `reply_malformed`."""
+    if REFUSAL in content.config_records:
+        refusal = content.config_records[REFUSAL]
+        raise Refused(str(refusal.get("reason", "unknown"))[:64], str(refusal.get("detail", ""))[:200])
+    try:
+        return kind.model_validate_json(str(content.config_records[REPORT]["document"]))
+    except (KeyError, ValidationError):
+        raise Refused("reply_malformed") from None
+
+
+def read_pictures(content: RecordDict) -> tuple[Picture, ...]:
+    """Return the pictures of a reply, none if there are none."""
+    record = content.config_records.get(PICTURES)
+    if record is None:
+        return ()
+    captions, pngs = record["captions"], record["pngs"]
+    if not isinstance(captions, list) or not isinstance(pngs, list):
+        raise Refused("reply_malformed")
+    return tuple(
+        Picture(caption=str(c), png=p) for c, p in zip(captions, pngs, strict=True) if isinstance(p, bytes)
+    )

@@ -1,0 +1,98 @@
+"""The run configuration: flat keys, as `flwr run . -c "key=value"` and `multimix-sim run -c key=value` take them.
+
+Flower's run configuration holds scalars only, so lists are comma-separated text and "" means unset. The defaults
+here and in `[tool.flwr.app.config]` are the same; a test compares them.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from multimix.config import Frozen, MethodConfig, NonNegative, PresetName, RowName, Unit, preset, row
+from multimix.contract.messages import OneClassSites
+from multimix.errors import RunConfigError
+
+Scalar = str | int | float | bool
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class RunConfig(Frozen):
+    """One job, from the data to the number of rounds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=_dashed, populate_by_name=True)
+
+    # The job
+    title: str = "Federated MultiMix"
+    out: str = ""  # run folder; "" makes a new one under runs/
+    resume: bool = False
+    seed: Annotated[int, Field(ge=0, le=2**53)] = 0
+    # The method
+    preset: PresetName = "modern"
+    row: RowName = "multimix"
+    image_size: Annotated[int, Field(ge=16, le=1024, multiple_of=16)] = 64
+    width: Annotated[int, Field(ge=2, le=128)] = 16
+    learning_rate: Annotated[float, Field(ge=0, le=1)] = 0.0  # 0 keeps the preset's
+    # The federation
+    strategy: Literal["fedavg", "fedprox"] = "fedavg"
+    proximal_mu: NonNegative = 0.01  # used by fedprox
+    rounds: Annotated[int, Field(ge=1, le=100_000)] = 3
+    local_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 10
+    images_per_group: Annotated[int, Field(ge=1, le=4096)] = 4
+    unlabelled_weight: Unit = 0.1  # of a patient without label, beside one with, in a module's average
+    one_class_sites: OneClassSites = "exclude"
+    mask_convention: str = "auto"  # auto, all, or the name of one
+    quorum: Annotated[int, Field(ge=0, le=100_000)] = 0  # accepted sites a round needs; 0 = more than half
+    deadline_s: Annotated[float, Field(gt=0, le=1_000_000)] = 3600.0
+    maximum_update_norm: Annotated[float, Field(gt=0, le=1e6)] = 100.0
+    compare_local: bool = False  # train each site alone as well, for as many steps
+    pictures: Annotated[int, Field(ge=0, le=64)] = 4  # sample predictions a site may show, where its policy lets it
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    # The data of a simulation
+    data: str = ""  # a folder with manifest.csv; "" draws synthetic phantoms
+    site_column: str = "source"
+    hold_out: str = ""  # hospitals never trained on, comma-separated
+    labels: str = ""  # label budget: "200" at most for each site, "200,jsrt=40" with exact exceptions, "" all
+    masks: str = ""
+    fit: Literal["pad", "stretch"] = "pad"
+    dirichlet_sites: Annotated[int, Field(ge=0, le=100_000)] = 0
+    dirichlet_alpha: Annotated[float, Field(gt=0, le=1e6)] = 0.5
+    phantom_hospitals: Annotated[int, Field(ge=0, le=1000)] = 0  # 0: one for each node
+    phantom_patients: Annotated[int, Field(ge=4, le=1_000_000)] = 60
+    cache: str = ".multimix"
+
+    def method(self) -> MethodConfig:
+        """Return the method this run trains."""
+        method = row(self.row, preset(self.preset, image_size=self.image_size, width=self.width))
+        if not self.learning_rate:
+            return method
+        optimiser = method.optimiser.model_copy(update={"learning_rate": self.learning_rate})
+        return method.model_copy(update={"optimiser": optimiser})
+
+    def flat(self) -> dict[str, Scalar]:
+        """Return the configuration as Flower's run configuration."""
+        return self.model_dump(by_alias=True)
+
+    def held_out(self) -> tuple[str, ...]:
+        """Return the names of the hospitals held out."""
+        return tuple(name.strip() for name in self.hold_out.split(",") if name.strip())
+
+
+def read_run_config(values: dict[str, Scalar]) -> RunConfig:
+    """Check a flat run configuration; RunConfigError naming key, value and bound."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(_problem(dict(item)) for item in error.errors())
+        raise RunConfigError("run_config", f"The run configuration cannot be used: {problems}.") from None
+
+
+def _problem(item: dict[str, object]) -> str:
+    location = item["loc"]
+    key = ".".join(str(part) for part in location) if isinstance(location, tuple) else "?"
+    if item["type"] == "extra_forbidden":
+        known = sorted(_dashed(name) for name in RunConfig.model_fields)
+        return f"there is no key {key!r} (known: {', '.join(known)})"
+    return f"{key} = {item.get('input')!r}: {item['msg']}"

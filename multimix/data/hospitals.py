@@ -1,0 +1,327 @@
+"""Who owns which images: real sources, simulated sites or phantoms, as the hospitals of a federation.
+
+The images are decoded once into a shared store below a cache folder; a hospital is a name, its rows of that
+store and its budget of labels and masks. A held-out hospital trains nobody: all its images are test images.
+"""
+
+import fcntl
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from multimix.data.manifest import Record, read_manifest, split_ranked
+from multimix.data.sampling import (
+    Budget,
+    Pools,
+    Rows,
+    label_rows,
+    make_pools,
+    mask_rows,
+    parse_budget,
+    site_budgets,
+)
+from multimix.data.store import Preprocessing, Store, build_store, open_store
+from multimix.errors import ManifestError, RunConfigError, StoreError
+from multimix.randomness import derive_seed, stream
+
+Progress = Callable[[int, int], None]
+SIMULATION_KEY: Final = b"simulation"  # pseudonyms of a laboratory's public images hide nobody
+SITE_COLUMNS: Final = ("source", "site")
+
+
+def _checked_budget(text: str) -> str:
+    parse_budget(text)
+    return text
+
+
+BudgetText = Annotated[str, AfterValidator(_checked_budget)]
+
+
+class FederationData(BaseModel):
+    """Which images take part and how they are dealt to hospitals."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: Path | None = Field(
+        default=None, description="Manifest, or the folder of manifest.csv; None: phantoms."
+    )
+    phantom_hospitals: int = Field(default=3, ge=1)
+    phantom_patients: int = Field(default=60, ge=1)
+    site_column: str = Field(
+        default="source", description="The column that names the hospital: source or site."
+    )
+    hold_out: tuple[str, ...] = Field(default=(), description="Hospitals that only test.")
+    labels: BudgetText = Field(
+        default="", description='Labelled images: "" all, "200" per site, "200,jsrt=40".'
+    )
+    masks: BudgetText = Field(default="", description="Masks, in the same syntax.")
+    dirichlet_sites: int = Field(
+        default=0, ge=0, description="Deal the training patients to this many sites."
+    )
+    dirichlet_alpha: float = Field(
+        default=0.5, gt=0, description="Small is skewed: sites of nearly one label."
+    )
+    image_size: int = Field(default=128, ge=16, le=1024)
+    fit: Literal["pad", "stretch"] = "pad"
+    seed: int = 0
+    mask_convention: str = Field(default="auto", description="auto, all, or the name of a convention.")
+
+
+@dataclass(frozen=True, eq=False)
+class Hospital:
+    """A hospital's share of a store."""
+
+    name: str
+    role: Literal["train", "held-out"]
+    store_path: Path
+    rows: Rows
+    budget: Budget
+    conventions: frozenset[str] | None  # of the masks it may train on; None is all
+    seed: int
+    resplit: npt.NDArray[np.str_] | None = None  # of each row, where a simulated site splits anew
+
+    def store(self) -> Store:
+        """Open the store that the rows count in."""
+        return open_store(self.store_path)
+
+    def evaluation_rows(self, store: Store, split: str) -> Rows:
+        """Return the rows of a split; of a held-out hospital all are test."""
+        if self.role == "held-out":
+            return self.rows if split == "test" else self.rows[:0]
+        splits = store.split[self.rows] if self.resplit is None else self.resplit
+        chosen: Rows = self.rows[splits == split]
+        return chosen
+
+    def pools(self, store: Store) -> Pools:
+        """Return what the hospital trains on; of a held-out hospital all pools are empty."""
+        return make_pools(
+            store,
+            self.evaluation_rows(store, "train"),
+            budget=self.budget,
+            conventions=self.conventions,
+            seed=self.seed,
+            site=self.name,
+        )
+
+
+def hospitals(
+    config: FederationData, *, cache: Path, progress: Progress | None = None
+) -> tuple[Hospital, ...]:
+    """Build or reopen the store and return the hospitals sorted by name.
+
+    Raises:
+        ManifestError, StoreError: the images cannot be used.
+        RunConfigError: a name or number in the configuration does not fit them; the message lists what does.
+    """
+    if config.site_column not in SITE_COLUMNS:
+        raise _unknown("site_column_unknown", "site_column", config.site_column, SITE_COLUMNS)
+    store = _cached_store(config, cache, progress)
+    everyone = _by_name(config, store)
+    for name in config.hold_out:
+        if name not in everyone:
+            raise _unknown("hospital_unknown", "hold_out", name, everyone)
+    held_out = [everyone[name] for name in sorted(set(config.hold_out))]
+    trainers = [hospital for name, hospital in everyone.items() if name not in config.hold_out]
+    if not trainers:
+        raise RunConfigError(
+            "no_hospital_trains", "hold_out names every hospital. Leave at least one to train."
+        )
+    conventions = _conventions(config, store, trainers, held_out)
+    if config.dirichlet_sites:
+        trainers = _dirichlet(config, store, trainers)
+    trainers = _with_budgets(config, store, [replace(each, conventions=conventions) for each in trainers])
+    tests = [replace(each, role="held-out", conventions=conventions) for each in held_out]
+    clashes = {each.name for each in trainers} & {each.name for each in tests}
+    if clashes:
+        raise RunConfigError(
+            "hospital_name_taken", f"Held-out {sorted(clashes)} are named as simulated sites."
+        )
+    return tuple(sorted([*trainers, *tests], key=lambda hospital: hospital.name))
+
+
+def _unknown(reason: str, key: str, value: str, known: Iterable[str]) -> RunConfigError:
+    return RunConfigError(reason, f"{key}: {value!r} is not known. Choose from: {', '.join(sorted(known))}.")
+
+
+def _by_name(config: FederationData, store: Store) -> dict[str, Hospital]:
+    names = store.source if config.site_column == "source" else store.site
+    if (names == "").any():
+        row = int(np.flatnonzero(names == "")[0])
+        raise ManifestError(
+            "site_missing",
+            f"site_column is {config.site_column!r} but image {row + 1} of the manifest has none. Fill "
+            "in the column, or choose the other one of source and site.",
+        )
+    return {
+        name: Hospital(
+            name=name,
+            role="train",
+            store_path=store.path,
+            rows=np.flatnonzero(names == name),
+            budget=Budget(),
+            conventions=None,
+            seed=config.seed,
+        )
+        for name in np.unique(names).tolist()
+    }
+
+
+def _cached_store(config: FederationData, cache: Path, progress: Progress | None) -> Store:
+    """Return the store of these files, preprocessing and seed; one process builds, the others wait for it."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with _locked(cache / "lock"):
+        manifest = _manifest(config, cache)
+        records = read_manifest(manifest)
+        preprocessing = Preprocessing(image_size=config.image_size, fit=config.fit)
+        out = cache / _cache_key(manifest, records, preprocessing, config.seed)
+        for leftover in cache.glob(f".{out.name}.*"):  # of a build that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            return open_store(out)
+        except StoreError:
+            shutil.rmtree(out, ignore_errors=True)
+        return build_store(
+            records,
+            root=manifest.parent,
+            out=out,
+            preprocessing=preprocessing,
+            pseudonym_key=SIMULATION_KEY,
+            split_seed=config.seed,
+            progress=progress,
+        )
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file closes, also by a crash
+        yield
+
+
+def _manifest(config: FederationData, cache: Path) -> Path:
+    if config.data is not None:
+        return config.data / "manifest.csv" if config.data.is_dir() else config.data
+    from multimix.data.phantom import GENERATOR_VERSION, write_phantoms  # noqa: PLC0415  (scipy)
+
+    wanted = (
+        GENERATOR_VERSION,
+        config.phantom_hospitals,
+        config.phantom_patients,
+        config.image_size,
+        config.seed,
+    )
+    return write_phantoms(
+        cache / f"phantoms-{'-'.join(map(str, wanted))}",
+        hospitals=config.phantom_hospitals,
+        patients=config.phantom_patients,
+        image_size=config.image_size,
+        seed=config.seed,
+    )
+
+
+def _cache_key(manifest: Path, records: Sequence[Record], preprocessing: Preprocessing, seed: int) -> str:
+    """Hash the manifest, the sizes and times of its files, the preprocessing and the seed of the splits."""
+    files = [name for record in records for name in (record.image, record.mask) if name]
+    stats = [(manifest.parent / name).stat() for name in files]
+    stamps = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+    digest = hashlib.sha256(manifest.read_bytes())
+    digest.update(json.dumps([preprocessing.version, seed, stamps]).encode())
+    return digest.hexdigest()[:32]
+
+
+def _conventions(
+    config: FederationData, store: Store, trainers: Sequence[Hospital], held_out: Sequence[Hospital]
+) -> frozenset[str] | None:
+    """Return the mask conventions to train on: the test's if it can be trained, else the most frequent."""
+    if config.mask_convention == "all":
+        return None
+    training = _mask_counts(store, trainers)
+    if config.mask_convention != "auto":
+        if config.mask_convention not in training:
+            raise _unknown(
+                "mask_convention_unknown",
+                "mask_convention",
+                config.mask_convention,
+                [*training, "all", "auto"],
+            )
+        return frozenset({config.mask_convention})
+    tested = _mask_counts(store, held_out)
+    if len(tested) == 1 and tested.keys() <= training.keys():
+        return frozenset(tested)
+    return frozenset({min(training, key=lambda name: (-training[name], name))}) if training else None
+
+
+def _mask_counts(store: Store, some: Sequence[Hospital]) -> Counter[str]:
+    rows = [hospital.rows[store.mask_row[hospital.rows] >= 0] for hospital in some]
+    return Counter(name for each in rows for name in store.convention[each].tolist())
+
+
+def _with_budgets(config: FederationData, store: Store, trainers: Sequence[Hospital]) -> list[Hospital]:
+    train = {hospital.name: hospital.evaluation_rows(store, "train") for hospital in trainers}
+    empty = sorted(name for name, rows in train.items() if not len(rows))
+    if empty:
+        raise ManifestError(
+            "site_empty",
+            f"No training image at {', '.join(empty)}. Hold such hospitals out, or give them a train split.",
+        )
+    accepted = trainers[0].conventions
+    labels = {name: len(label_rows(store, rows)) for name, rows in train.items()}
+    masks = {name: len(mask_rows(store, rows, accepted)) for name, rows in train.items()}
+    label_budgets = site_budgets("labels", config.labels, labels)
+    mask_budgets = site_budgets("masks", config.masks, masks)
+    return [
+        replace(each, budget=Budget(labels=label_budgets[each.name], masks=mask_budgets[each.name]))
+        for each in trainers
+    ]
+
+
+def _dirichlet(config: FederationData, store: Store, trainers: Sequence[Hospital]) -> list[Hospital]:
+    """Deal the pooled train patients to simulated sites with label-skewed shares; split each site anew.
+
+    Per label the sites' shares are one draw of a symmetric Dirichlet (Hsu et al. 2019, arXiv:1909.06335).
+    """
+    rows = np.sort(np.concatenate([hospital.evaluation_rows(store, "train") for hospital in trainers]))
+    people, first = np.unique(store.patient[rows], return_index=True)
+    count = config.dirichlet_sites
+    if len(people) < count:
+        raise RunConfigError(
+            "dirichlet_sites_too_many",
+            f"dirichlet_sites = {count} but there are {len(people)} training patients. Ask for fewer sites.",
+        )
+    owner = _dealt(store.label[rows[first]], count, config.dirichlet_alpha, config.seed)
+    dealt = []
+    for index in range(count):
+        members = people[owner == index]
+        name = f"site-{index + 1:03d}"
+        site_rows = rows[np.isin(store.patient[rows], members)]
+        ranked = sorted(members.tolist(), key=lambda person: derive_seed(config.seed, "split", name, person))
+        splits = dict(zip(ranked, split_ranked(len(ranked)), strict=True))
+        resplit = np.array([splits[person] for person in store.patient[site_rows].tolist()])
+        dealt.append(replace(trainers[0], name=name, rows=site_rows, resplit=resplit))
+    return dealt
+
+
+def _dealt(labels: npt.NDArray[np.int8], sites: int, alpha: float, seed: int) -> npt.NDArray[np.int64]:
+    """Return the site of each patient from the patients' labels; every site gets somebody."""
+    owner = np.zeros(len(labels), np.int64)
+    for label in np.unique(labels).tolist():
+        same = np.flatnonzero(labels == label)
+        random = stream(seed, "dirichlet", label)
+        ends = np.round(np.cumsum(random.dirichlet([alpha] * sites)) * len(same))
+        ends[-1] = len(same)
+        owner[random.permutation(same)] = np.searchsorted(ends, np.arange(len(same)), side="right")
+    for site in range(sites):
+        if not (owner == site).any():
+            largest = np.bincount(owner, minlength=sites).argmax()
+            owner[np.flatnonzero(owner == largest)[-1]] = site
+    return owner

@@ -1,0 +1,89 @@
+"""The bridge from the classifier to the decoder: what in the image moves the predicted class.
+
+Saliency is |d predicted-class score / d image| (Simonyan et al. 2014, arXiv 1312.6034), with respect to the input
+only: parameters are held constant, so no parameter gradient is computed, none is overwritten, and the
+result is detached data. There is no dropout in it and no mode to restore.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional
+
+from multimix.network import BRIDGE_REDUCTION, MultiMixNetwork
+from multimix.randomness import derive_seed
+
+_EPSILON = 1e-12
+
+
+@dataclass(frozen=True)
+class Viewed:
+    """What one deterministic pass of the encoder shows of images; all detached."""
+
+    levels: list[Tensor]
+    class_logits: Tensor | None  # [n, 2]
+    saliency: Tensor | None  # [n, 1, S, S], scaled as the configuration says
+    bridge: Tensor | None  # [n, 2, S/8, S/8]
+
+
+def view(network: MultiMixNetwork, images: Tensor, seeds: tuple[int, ...] = ()) -> Viewed:
+    """Encode images [n, 1, S, S] without dropout and return levels, class scores, saliency and bridge.
+
+    `seeds`, one an image, are used by the control `bridge = random` alone; without them it is keyed by
+    position.
+    """
+    if network.config.bridge != "saliency":
+        with torch.no_grad():
+            levels = network.encode(images)
+            logits = network.classify(levels) if network.config.classification else None
+            substitute = _substitute(network.config.bridge, images, seeds)
+            return Viewed(levels, logits, substitute, _bridge(images, substitute))
+    # Parameters as constants: autograd then walks back to the image alone.
+    constants = {name: value.detach() for name, value in network.named_parameters()}
+    pixels = images.detach().requires_grad_()
+    with torch.enable_grad():
+        levels, logits = functional_call(_Scored(network), {f"network.{k}": v for k, v in constants.items()}, pixels)
+        (gradient,) = torch.autograd.grad(logits.max(dim=1).values.sum(), pixels)
+    saliency = _scaled(gradient.abs(), network.config.saliency_scale)
+    return Viewed([level.detach() for level in levels], logits.detach(), saliency, _bridge(images, saliency))
+
+
+class _Scored(torch.nn.Module):
+    """Encoder and classifier as one call, for `functional_call`."""
+
+    def __init__(self, network: MultiMixNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        levels = self.network.encode(images)
+        return levels, self.network.classify(levels)
+
+
+def _scaled(saliency: Tensor, scale: str) -> Tensor:
+    """Leave the gradient as it is (`raw`, the paper) or divide each image's by its largest value (`max`)."""
+    if scale == "raw":
+        return saliency
+    return saliency / (saliency.amax(dim=(1, 2, 3), keepdim=True) + _EPSILON)
+
+
+def _substitute(bridge: str, images: Tensor, seeds: tuple[int, ...]) -> Tensor | None:
+    if bridge == "off":
+        return None
+    if bridge == "zero":
+        return torch.zeros_like(images)
+    generator = torch.Generator()
+    maps = []
+    for position in range(images.shape[0]):
+        generator.manual_seed(derive_seed("random saliency", seeds[position] if seeds else position))
+        maps.append(torch.rand(images.shape[1:], generator=generator))
+    return torch.stack(maps).to(images.device, images.dtype) if maps else torch.zeros_like(images)
+
+
+def _bridge(images: Tensor, saliency: Tensor | None) -> Tensor | None:
+    """Image and saliency, averaged down to the first decoder stage's size."""
+    if saliency is None:
+        return None
+    return functional.avg_pool2d(torch.cat([images, saliency], dim=1), BRIDGE_REDUCTION)

@@ -1,0 +1,1 @@
+"""The coordinator: the round loop, admission, aggregation, checkpoints and the report."""

@@ -1,0 +1,80 @@
+"""Which replies count: each is checked against the round it answers before it may touch the model.
+
+A reply that fails is left out with a reason code, and the round goes on if the quorum holds.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from multimix.contract.messages import MODULES, SiteCard, Teachers, TrainReport, Weights, weights_sha256
+from multimix.errors import Refused
+
+
+@dataclass(frozen=True)
+class Update:
+    """One admitted training reply."""
+
+    site: str
+    report: TrainReport
+    weights: Weights
+    update_norm: float  # ||weights - weights sent||
+
+
+def admit(
+    report: TrainReport,
+    weights: Weights,
+    *,
+    card: SiteCard,
+    job_id: str,
+    round_number: int,
+    plan_sha256: str,
+    sent: Weights,
+    maximum_update_norm: float,
+) -> Update:
+    """Return the update, or raise `Refused` with the reason it is left out."""
+    if report.site != card.site:
+        raise Refused("site_mismatch")
+    if report.job_id != job_id:
+        raise Refused("wrong_job")
+    if report.round != round_number:
+        raise Refused("wrong_round", f"answered {report.round}, asked {round_number}")
+    if report.plan_sha256 != plan_sha256:
+        raise Refused("wrong_plan")
+    _check_arrays(weights, sent)
+    if weights_sha256(weights) != report.weights_sha256:
+        raise Refused("weights_hash")
+    norm = float(
+        np.sqrt(sum(np.square(weights[name].astype(np.float64) - sent[name]).sum() for name in sorted(sent)))
+    )
+    if not norm <= maximum_update_norm:
+        raise Refused("update_norm", f"{norm:.3g} is above {maximum_update_norm:.3g}")
+    return Update(card.site, report.model_copy(update={"teachers": capped(report, card)}), weights, norm)
+
+
+def _check_arrays(weights: Weights, sent: Weights) -> None:
+    if set(weights) != set(sent):
+        raise Refused("weights_names")
+    for name, value in weights.items():
+        if value.shape != sent[name].shape:
+            raise Refused("weights_shape", name)
+        if value.dtype != sent[name].dtype:
+            raise Refused("weights_type", name)
+        if not np.isfinite(value).all():
+            raise Refused("weights_not_finite", name)
+
+
+def capped(report: TrainReport, card: SiteCard) -> dict[str, Teachers]:
+    """Return the teacher counts, none above what the site's card can hold."""
+    limits = {
+        "encoder": card.training_patients,
+        "classifier": card.labelled_patients.normal + card.labelled_patients.pneumonia,
+        "decoder": max(card.masked_patients.values(), default=0),
+    }
+    result = {}
+    for module in MODULES:
+        teachers = report.teachers.get(module, Teachers())
+        labelled = min(teachers.labelled, limits[module])
+        unlabelled = min(teachers.unlabelled, card.training_patients - min(labelled, card.training_patients))
+        result[module] = Teachers(labelled=labelled, unlabelled=unlabelled)
+    return result

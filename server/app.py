@@ -1,0 +1,45 @@
+"""The Flower ServerApp: reads the run configuration and runs one job over Flower's grid."""
+
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from multimix.contract.run_config import RunConfig, read_run_config
+from multimix.contract.signing import simulation_key
+from multimix.data.licences import licences_by_source
+from multimix.errors import InputError
+from server.job import Job, Licences, run_job
+from server.log import log, show_progress
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the job that the run configuration describes."""
+    show_progress()
+    try:
+        config = read_run_config(context.run_config)
+        job = new_job(config)
+        log.info("run folder: %s", job.folder)
+        results = run_job(grid, job)
+    except InputError as error:
+        log.error("stopped (%s): %s", error.reason, error)  # noqa: TRY400  (the person needs the paragraph, no trace)
+        raise SystemExit(1) from None
+    log.info("%s: %s", results.status, job.folder / "report.html")
+
+
+def new_job(config: RunConfig) -> Job:
+    """Return a job with its run folder; a simulation's key and licences follow from the configuration."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    folder = Path(config.out) if config.out else Path("runs") / f"{stamp}-{secrets.token_hex(2)}"
+    return Job(config, folder.absolute(), simulation_key(config.seed), _licences(config))
+
+
+def _licences(config: RunConfig) -> Licences:
+    if not config.data:
+        return {}
+    return licences_by_source(Path(config.data), config.site_column)

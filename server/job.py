@@ -1,0 +1,228 @@
+"""One job from the first card to the report: the part of the server that is the same everywhere.
+
+`server.app` runs it in Flower, `sim` in one process; both give it a grid.
+"""
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.serverapp import Grid
+
+from multimix.contract.messages import SiteCard, Weights, canonical_json, sha256_text
+from multimix.contract.run_config import RunConfig
+from multimix.errors import InputError, RunConfigError
+from multimix.network import new_network
+from multimix.weights import export, save_model
+from server.checkpoint import FILE, JobState, read_checkpoint, write_checkpoint
+from server.convention import choose_convention, federated_mean_mask
+from server.federation import Federation, describe
+from server.local_only import train_alone
+from server.log import log
+from server.model_card import model_card, write_model_card
+from server.publish import assemble, publish, write_pictures
+from server.results import Results
+from server.rounds import Orders, RoundOutcome, check_federation, evaluate_everywhere, quorum_of, train_round
+
+# Settings that may differ between the parts of a resumed run: they do not change its weights.
+_FREE = {"out", "resume", "title", "deadline_s", "cache", "device", "pictures", "data", "quorum"}
+Licences = dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run needs besides the grid."""
+
+    config: RunConfig
+    folder: Path
+    key: Ed25519PrivateKey
+    licences: Licences
+
+
+def config_sha256(config: RunConfig) -> str:
+    """Return the hash of all settings that must not change between the parts of a run."""
+    return sha256_text(canonical_json(config.model_copy(update={k: RunConfig.model_fields[k].default for k in _FREE})))
+
+
+def run_job(
+    grid: Grid, job: Job, *, after_round: Callable[[JobState], None] = lambda _state: None
+) -> Results:
+    """Run or resume a job to its end and return the results; everything is in the run folder.
+
+    Raises:
+        InputError: the job cannot begin or go on; what was finished stays in the checkpoint.
+    """
+    config, folder = job.config, job.folder
+    state, weights = _begin(config, folder)
+    federation = describe(grid, at_least=config.quorum, deadline_s=config.deadline_s)
+    check_federation(federation, config)
+    if state is None:
+        state = _first_state(config, federation)
+    orders = Orders(
+        job_id=state.job_id,
+        config=config,
+        key=job.key,
+        mask_convention=state.mask_convention,
+        mean_mask=federated_mean_mask(federation.cards, state.mask_convention),
+    )
+    state = state.model_copy(update={"cards": _known_cards(state, federation)})
+    _announce(state, config, federation)
+    try:
+        state, weights = _train(federation, orders, job, state, weights, after_round)
+        state = _compare_local(federation, orders, job, state, weights)
+    except BaseException:
+        publish(assemble(config, state, status="stopped"), folder)
+        raise
+    return _finish(federation, orders, job, state, weights)
+
+
+def _begin(config: RunConfig, folder: Path) -> tuple[JobState | None, Weights]:
+    if config.resume:
+        return read_checkpoint(folder, config_sha256=config_sha256(config))
+    if (folder / FILE).exists():
+        raise RunConfigError(
+            "out_in_use",
+            f"{folder} already holds a run: continue it with resume = true, or choose another out.",
+        )
+    return None, export(new_network(config.method().network, config.seed))
+
+
+def _first_state(config: RunConfig, federation: Federation) -> JobState:
+    return JobState(
+        job_id=f"job-{secrets.token_hex(6)}",
+        config_sha256=config_sha256(config),
+        round=0,
+        cards=federation.cards,
+        mask_convention=choose_convention(federation.cards, config.mask_convention),
+        started=datetime.now(UTC).isoformat(),
+    )
+
+
+def _known_cards(state: JobState, federation: Federation) -> dict[str, SiteCard]:
+    return {**state.cards, **federation.cards}
+
+
+def _announce(state: JobState, config: RunConfig, federation: Federation) -> None:
+    log.info("job %s: %d rounds of %d steps", state.job_id, config.rounds, config.local_steps)
+    for site, card in sorted(federation.cards.items()):
+        log.info(
+            "  %-16s %-8s %5d images of %5d patients, mask convention %s",
+            *(site, card.role, card.images, card.patients, ", ".join(card.conventions) or "none"),
+        )
+    log.info("masks are learned by convention: %s", state.mask_convention or "all")
+
+
+def _train(
+    federation: Federation,
+    orders: Orders,
+    job: Job,
+    state: JobState,
+    weights: Weights,
+    after_round: Callable[[JobState], None],
+) -> tuple[JobState, Weights]:
+    config, folder = job.config, job.folder
+    sites = sorted(site for site, card in state.cards.items() if card.role == "train" and site in federation.nodes)
+    for number in range(state.round + 1, config.rounds + 1):
+        outcome = train_round(federation, orders, weights, number, sites)
+        if not outcome.quorum_met:
+            reasons = ", ".join(f"{s}: {r.reason}" for s, r in outcome.record.sites.items() if r.state != "accepted")
+            raise InputError(
+                "quorum",
+                f"Round {number} had fewer than {quorum_of(config, len(sites))} accepted sites ({reasons}). The rounds "
+                f"before it are in {folder}: mend the sites and run again with resume = true, or lower quorum.",
+            )
+        started = time.perf_counter()
+        state = _with_round(state, outcome, checkpoint_s=0.0)
+        write_checkpoint(folder, state, outcome.weights)
+        saved = time.perf_counter()
+        publish(assemble(config, state, status="running"), folder)
+        weights = outcome.weights
+        state = _timed(state, checkpoint_s=saved - started, report_s=time.perf_counter() - saved)
+        _progress(state, config)
+        after_round(state)
+    return state, weights
+
+
+def _with_round(state: JobState, outcome: RoundOutcome, *, checkpoint_s: float) -> JobState:
+    del checkpoint_s
+    return state.model_copy(
+        update={
+            "round": outcome.record.round,
+            "rounds": (*state.rounds, outcome.record),
+            "seconds": state.seconds + outcome.record.seconds,
+        }
+    )
+
+
+def _timed(state: JobState, *, checkpoint_s: float, report_s: float) -> JobState:
+    """Add what saving and reporting took to the last round's record."""
+    last = state.rounds[-1]
+    parts = {**last.parts, "checkpoint": checkpoint_s, "report": report_s}
+    record = last.model_copy(update={"parts": parts, "seconds": last.seconds + checkpoint_s + report_s})
+    return state.model_copy(
+        update={"rounds": (*state.rounds[:-1], record), "seconds": state.seconds + checkpoint_s + report_s}
+    )
+
+
+def _progress(state: JobState, config: RunConfig) -> None:
+    last = state.rounds[-1]
+    accepted = [site for site in last.sites.values() if site.state == "accepted"]
+    losses = [site.losses["total"] for site in accepted if site.losses.get("total") is not None]
+    left = (config.rounds - state.round) * state.seconds / max(1, len(state.rounds))
+    dice = _mean([site.metrics.get("dice") for site in accepted])
+    auroc = _mean([site.metrics.get("auroc") for site in accepted])
+    log.info(
+        "round %d/%d  %d of %d sites  loss %s  validation of the weights received: Dice %s AUROC %s  "
+        "%.0f s, about %.0f s left",
+        *(state.round, config.rounds, len(accepted), len(last.sites), _shown(_mean(losses)), _shown(dice)),
+        *(_shown(auroc), last.seconds, left),
+    )
+    for name, site in sorted(last.sites.items()):
+        if site.state != "accepted":
+            log.warning("  %s %s: %s", name, site.state, site.reason)
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _compare_local(
+    federation: Federation, orders: Orders, job: Job, state: JobState, weights: Weights
+) -> JobState:
+    if not job.config.compare_local or state.local_only:
+        return state
+    initial = export(new_network(job.config.method().network, job.config.seed))
+    local_only = train_alone(federation, orders, initial, federation.training_sites())
+    state = state.model_copy(update={"local_only": local_only})
+    write_checkpoint(job.folder, state, weights)
+    return state
+
+
+def _finish(federation: Federation, orders: Orders, job: Job, state: JobState, weights: Weights) -> Results:
+    """Score the final model everywhere and write what remains of a run."""
+    log.info("scoring the final model at %d sites", len(federation.cards))
+    scores = evaluate_everywhere(
+        federation, orders, dict.fromkeys(sorted(federation.cards), weights), pictures=job.config.pictures
+    )
+    for site, reason in scores.refused.items():
+        log.warning("  %s gave no figures: %s", site, reason)
+    pictures = write_pictures(job.folder, scores)
+    results = assemble(
+        job.config, state, status="finished", scores=scores, pictures=pictures, licences=job.licences
+    )
+    save_model(job.folder / "model.safetensors", weights, job.config.method().network)
+    parameters = sum(value.size for value in weights.values())
+    every_licence = tuple(sorted({licence for names in job.licences.values() for licence in names}))
+    write_model_card(model_card(results, parameters=parameters, data_licences=every_licence), job.folder)
+    publish(results, job.folder)
+    return results

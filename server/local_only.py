@@ -1,0 +1,42 @@
+"""Each site trained alone, for as many steps, as the comparison a hospital asks for first.
+
+The same plans, sites and code as the federated job; only nothing is averaged: each site gets back its own weights.
+All sites train side by side.
+"""
+
+from dataclasses import replace
+
+from flwr.app import MessageType
+
+from multimix.contract.messages import Weights
+from multimix.contract.records import array_record, plan_record
+from multimix.metrics import summarise
+from server.aggregation import order
+from server.federation import Federation
+from server.log import log
+from server.results import Metrics
+from server.rounds import Orders, admitted_reply, evaluate_everywhere
+
+
+def train_alone(federation: Federation, orders: Orders, initial: Weights, sites: list[str]) -> dict[str, Metrics]:
+    """Return the test metrics of each site's own model at that site; a site that fails to answer is left out."""
+    alone = replace(orders, job_id=f"{orders.job_id}-alone")
+    weights = dict.fromkeys(sites, initial)
+    for round_number in range(1, orders.config.rounds + 1):
+        plans = {site: alone.train(round_number, weights[site]) for site in weights}
+        messages = [
+            order(federation.nodes[s], array_record(weights[s]), plan_record(plans[s]), MessageType.TRAIN)
+            for s in federation.present(weights)
+        ]
+        replies = federation.exchange(messages, deadline_s=orders.config.deadline_s)
+        for site in list(weights):
+            reply = replies.get(federation.nodes[site])
+            update, record = admitted_reply(federation, alone, site, reply, plans[site], round_number, weights[site])
+            if update is None:
+                log.warning("local-only training of %s left out: %s", site, record.reason)
+                del weights[site]
+            else:
+                weights[site] = update.weights
+        log.info("local-only round %d of %d, %d sites", round_number, orders.config.rounds, len(weights))
+    scores = evaluate_everywhere(federation, alone, weights, pictures=0)
+    return {site: summarise(report.statistics) for site, report in scores.reports.items()}

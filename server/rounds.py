@@ -1,0 +1,229 @@
+"""The round loop: deadline, quorum, checkpoint every round, resume; over Flower's strategy and grid.
+
+Flower's `Strategy.start()` has no start round, quorum or checkpoint, and waits forever for absent nodes. Here a round
+is a function of the weights before it: orders go out, replies are admitted or left out with a reason, the
+strategy averages, and the result is on disk before the next round begins.
+"""
+
+import time
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.app import Message, MessageType
+
+from multimix.contract.messages import (
+    EvaluateReport,
+    LocalWork,
+    MeanMask,
+    RoundPlan,
+    TrainReport,
+    Weights,
+    weights_sha256,
+)
+from multimix.contract.messages import Picture as SitePicture
+from multimix.contract.records import ARRAYS, array_record, plan_record, read_pictures, read_reply, unpack_arrays
+from multimix.contract.run_config import RunConfig
+from multimix.contract.signing import SignedPlan, sign
+from multimix.errors import InputError, Refused
+from multimix.metrics import summarise
+from server.admission import Update, admit
+from server.aggregation import ModuleAverage, order
+from server.federation import Federation, content
+from server.results import RoundResult, SiteRound, Teachers
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What stays the same in every plan of a job."""
+
+    job_id: str
+    config: RunConfig
+    key: Ed25519PrivateKey
+    mask_convention: str | None
+    mean_mask: MeanMask | None = None
+
+    def train(self, round_number: int, weights: Weights) -> SignedPlan:
+        """Sign the plan of a training round."""
+        config = self.config
+        work = LocalWork(
+            steps=config.local_steps,
+            images_per_group=config.images_per_group,
+            proximal_mu=config.proximal_mu if config.strategy == "fedprox" else 0.0,
+            first_step=(round_number - 1) * config.local_steps,
+            total_steps=config.rounds * config.local_steps,
+        )
+        return self._sign(round_number, weights, kind="train", work=work, evaluate_on="validation")
+
+    def evaluate(self, weights: Weights, *, pictures: int) -> SignedPlan:
+        """Sign the plan that scores the final model on test patients."""
+        return self._sign(
+            self.config.rounds, weights, kind="evaluate", work=None, evaluate_on="test", pictures=pictures
+        )
+
+    def _sign(self, round_number: int, weights: Weights, **fields: object) -> SignedPlan:
+        plan = RoundPlan.model_validate(
+            {
+                "job_id": self.job_id,
+                "round": round_number,
+                "seed": self.config.seed,
+                "method": self.config.method(),
+                "mask_convention": self.mask_convention,
+                "one_class_sites": self.config.one_class_sites,
+                "mean_mask": self.mean_mask if fields["kind"] == "evaluate" else None,
+                "weights_sha256": weights_sha256(weights),
+                **fields,
+            }
+        )
+        return sign(plan, self.key)
+
+
+@dataclass(frozen=True)
+class RoundOutcome:
+    """The weights after a round, and its record."""
+
+    weights: Weights
+    record: RoundResult
+    quorum_met: bool
+
+
+def quorum_of(config: RunConfig, training_sites: int) -> int:
+    """Return how many accepted sites a round needs: as configured, or more than half."""
+    return config.quorum or training_sites // 2 + 1
+
+
+def check_federation(federation: Federation, config: RunConfig) -> None:
+    """Raise InputError where the job cannot begin: too few training sites, or another image size."""
+    sites, needed = federation.training_sites(), quorum_of(config, len(federation.training_sites()))
+    if not sites or len(sites) < needed:
+        declined = ", ".join(sorted(set(federation.declined.values()))) or "none"
+        raise InputError(
+            "quorum",
+            f"{len(sites)} training sites answered and quorum = {needed} are needed (reasons given by others: "
+            f"{declined}). Connect more sites, or lower quorum.",
+        )
+
+
+def train_round(
+    federation: Federation, orders: Orders, weights: Weights, round_number: int, sites: list[str]
+) -> RoundOutcome:
+    """Run one training round over `sites` and average what is admitted."""
+    started = time.perf_counter()
+    signed = orders.train(round_number, weights)
+    strategy = ModuleAverage(unlabelled_weight=orders.config.unlabelled_weight)
+    present = federation.present(sites)
+    strategy.nodes, strategy.previous = tuple(federation.nodes[site] for site in present), weights
+    messages = strategy.configure_train(round_number, array_record(weights), plan_record(signed), federation.grid)
+    replies = federation.exchange(list(messages), deadline_s=orders.config.deadline_s)
+    waited = time.perf_counter()
+    records: dict[str, SiteRound] = {}
+    admitted: list[Message] = []
+    for site in sites:
+        reply = replies.get(federation.nodes[site])
+        update, records[site] = admitted_reply(federation, orders, site, reply, signed, round_number, weights)
+        if update is not None and reply is not None:
+            strategy.admitted[federation.nodes[site]] = update
+            admitted.append(reply)
+    checked = time.perf_counter()
+    met = len(admitted) >= quorum_of(orders.config, len(sites))
+    if met:
+        strategy.aggregate_train(round_number, admitted)
+    averaged = strategy.result
+    done = time.perf_counter()
+    record = RoundResult(
+        round=round_number,
+        seconds=done - started,
+        parts={"sites": waited - started, "admission": checked - waited, "aggregation": done - checked},
+        sites=records,
+        module_shares=averaged.shares if averaged else {},
+        kept_modules=averaged.kept if averaged else (),
+    )
+    return RoundOutcome(averaged.weights if averaged else weights, record, met)
+
+
+def admitted_reply(
+    federation: Federation,
+    orders: Orders,
+    site: str,
+    reply: Message | None,
+    signed: SignedPlan,
+    round_number: int,
+    sent: Weights,
+) -> tuple[Update | None, SiteRound]:
+    """Admit one reply, or say why not: absent, refused by the site, or rejected here."""
+    try:
+        answer = content(reply)
+        report = read_reply(answer, TrainReport)
+    except Refused as refused:
+        state = "absent" if refused.reason == "absent" else "refused"
+        return None, SiteRound(state=state, reason=refused.reason)
+    try:
+        update = admit(
+            report,
+            unpack_arrays(answer.array_records[ARRAYS]) if ARRAYS in answer.array_records else {},
+            card=federation.cards[site],
+            job_id=orders.job_id,
+            round_number=round_number,
+            plan_sha256=signed.sha256,
+            sent=sent,
+            maximum_update_norm=orders.config.maximum_update_norm,
+        )
+    except Refused as refused:
+        return None, SiteRound(state="rejected", reason=refused.reason)
+    except ValueError:
+        return None, SiteRound(state="rejected", reason="weights_unreadable")
+    return update, _accepted(update, orders.mask_convention)
+
+
+def _accepted(update: Update, mask_convention: str | None) -> SiteRound:
+    report = update.report
+    losses = dict(report.losses)
+    if report.pseudo_label_rate is not None:
+        losses["pseudo_label_rate"] = report.pseudo_label_rate
+    statistics = report.evaluation.statistics if report.evaluation else None
+    return SiteRound(
+        state="accepted",
+        losses=losses,
+        steps=report.steps,
+        seconds=report.seconds,
+        update_norm=update.update_norm,
+        teachers={
+            module: Teachers(labelled_patients=t.labelled, unlabelled_patients=t.unlabelled)
+            for module, t in report.teachers.items()
+        },
+        metrics=summarise(statistics, _scored(statistics.segmentation, mask_convention)) if statistics else {},
+    )
+
+
+def _scored(tables: dict[str, object] | object, convention: str | None) -> str | None:
+    """Score by the learned convention where the site has it, else by whatever it has."""
+    return convention if isinstance(tables, dict) and convention in tables else None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the evaluate-only exchange brought."""
+
+    reports: dict[str, EvaluateReport]
+    pictures: dict[str, tuple[SitePicture, ...]]
+    refused: dict[str, str]
+
+
+def evaluate_everywhere(federation: Federation, orders: Orders, weights_of: dict[str, Weights], *, pictures: int) -> Scores:
+    """Score weights at each named site on its test patients; every site may be given weights of its own."""
+    plans = {site: orders.evaluate(weights, pictures=pictures) for site, weights in weights_of.items()}
+    messages = [
+        order(federation.nodes[site], array_record(weights_of[site]), plan_record(plans[site]), MessageType.EVALUATE)
+        for site in federation.present(plans)
+    ]
+    replies = federation.exchange(messages, deadline_s=orders.config.deadline_s)
+    scores = Scores({}, {}, {})
+    for site, signed in plans.items():
+        try:
+            answer = content(replies.get(federation.nodes[site]))
+            report = read_reply(answer, EvaluateReport)
+            if (report.job_id, report.plan_sha256, report.site) != (orders.job_id, signed.sha256, site):
+                raise Refused("wrong_plan")
+            scores.reports[site], scores.pictures[site] = report, read_pictures(answer)
+        except Refused as refused:
+            scores.refused[site] = refused.reason
+    return scores

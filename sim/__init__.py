@@ -1,0 +1,1 @@
+"""The laboratory: the same server and client code run in one process, on real sources as hospitals."""

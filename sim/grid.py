@@ -1,0 +1,113 @@
+"""Flower's Grid as a plain loop: the same server and client code, in one process or a few, without a SuperLink.
+
+Each node is one hospital. Messages are handed to the real ClientApp; with `workers` above 1 they are spread over
+that many processes with one torch thread each, which on two cores is faster than one process with two threads and
+gives the same bits.
+"""
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from typing import Any
+
+from flwr.app import Context, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+from multimix.contract.run_config import Scalar
+
+_RUN = 1
+_SERVER = 1
+_FIRST_NODE = 2
+
+
+class InProcessGrid(Grid):  # type: ignore[misc]
+    """Runs the ClientApp of `nodes` hospitals right here."""
+
+    def __init__(self, run_config: dict[str, Scalar], *, nodes: int, workers: int = 1) -> None:
+        """Workers are started on first use; call `close` when done."""
+        self._run_config = run_config
+        self._nodes = nodes
+        self._workers = min(workers, nodes)
+        self._pools: list[ProcessPoolExecutor] = []
+        # Messages take their sender from the process; in Flower the SuperLink sets it.
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = _RUN, _SERVER, _RUN
+
+    def close(self) -> None:
+        """Stop the workers, at once where one is still training."""
+        for pool in self._pools:
+            processes = list((pool._processes or {}).values())  # noqa: SLF001  (no public way to stop a busy worker)
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.terminate()
+        self._pools = []
+
+    def __enter__(self) -> "InProcessGrid":
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return one node a hospital."""
+        return range(_FIRST_NODE, _FIRST_NODE + self._nodes)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Run every order and return the replies that came in time."""
+        orders = list(messages)
+        for number, message in enumerate(orders):
+            message.metadata.__dict__["_message_id"] = f"in-process-{id(self)}-{number}"
+        if self._workers == 1:
+            return [answer(message, self._context(message)) for message in orders]
+        return self._spread(orders, timeout)
+
+    def _spread(self, orders: list[Message], timeout: float | None) -> list[Message]:
+        """Give every order to any free worker; a site has no state between rounds that could matter."""
+        if not self._pools:
+            os.environ.setdefault("OMP_NUM_THREADS", "1")
+            self._pools = [ProcessPoolExecutor(self._workers, mp_context=get_context("spawn"))]
+        futures: list[Future[Message]] = [
+            self._pools[0].submit(answer, message, self._context(message)) for message in orders
+        ]
+        done, _late = wait(futures, timeout=timeout)
+        return [future.result() for future in futures if future in done]
+
+    def _context(self, message: Message) -> Context:
+        partition = message.metadata.dst_node_id - _FIRST_NODE
+        return Context(
+            run_id=_RUN,
+            node_id=message.metadata.dst_node_id,
+            node_config={"partition-id": partition, "num-partitions": self._nodes},
+            state=RecordDict(),
+            run_config=self._run_config,
+        )
+
+    # The rest of Flower's interface has no meaning in one process.
+    def set_run(self, run: Any) -> None:
+        """Do nothing: there is one run."""
+
+    @property
+    def run(self) -> Any:
+        """No run information in process."""
+        raise NotImplementedError("an in-process grid has no Flower run")
+
+    def create_message(self, *_args: Any, **_kwargs: Any) -> Message:
+        """Not offered: construct Message."""
+        raise NotImplementedError("construct flwr.app.Message instead")
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Not offered: orders are answered at once."""
+        raise NotImplementedError("use send_and_receive")
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Not offered: orders are answered at once."""
+        raise NotImplementedError("use send_and_receive")
+
+
+def answer(message: Message, context: Context) -> Message:
+    """Run the real ClientApp on one order."""
+    from client.app import app  # noqa: PLC0415  (in the worker)
+
+    reply: Message = app(message, context)
+    return reply
