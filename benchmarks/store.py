@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from multimix.data.store import Geometry, Preprocessing, Store, StoreRow, open_store, write_store
+from multimix.data.decode import Geometry, Preprocessing
+from multimix.data.store import Store, StoreRow, open_store, write_store
 
 BATCH = 32
 DISTINCT = 64  # different images; the file repeats them, which a memory map cannot tell

@@ -37,7 +37,9 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Answer with sufficient statistics."""
-    return _answer(message, lambda: evaluated_reply(site_of(context).evaluate(*read_request(message.content))))
+    return _answer(
+        message, lambda: evaluated_reply(site_of(context).evaluate(*read_request(message.content)))
+    )
 
 
 def site_of(context: Context) -> Site:

@@ -52,7 +52,8 @@ def _check_training(plan: RoundPlan, policy: SitePolicy) -> None:
         raise Refused("too_many_steps", f"asked {plan.work.steps}, allowed {policy.maximum_steps}")
     if plan.work.images_per_group > policy.maximum_images_per_group:
         raise Refused(
-            "batch_too_large", f"asked {plan.work.images_per_group}, allowed {policy.maximum_images_per_group}"
+            "batch_too_large",
+            f"asked {plan.work.images_per_group}, allowed {policy.maximum_images_per_group}",
         )
     if plan.work.first_step + plan.work.steps > plan.work.total_steps:
         raise Refused("plan_incomplete", "steps beyond the end of the run")

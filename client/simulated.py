@@ -10,7 +10,7 @@ from client.policy import SitePolicy
 from client.site import LocalSite
 from multimix.contract.run_config import RunConfig
 from multimix.contract.signing import simulation_key
-from multimix.data.hospitals import FederationData, Hospital, hospitals
+from multimix.data.hospitals import FederationData, Hospital, Progress, hospitals
 from multimix.errors import RunConfigError
 
 SIMULATION_POLICY = SitePolicy(allow_non_private=True, minimum_cohort=1, pictures=64)
@@ -34,9 +34,11 @@ def federation_data(config: RunConfig, *, nodes: int) -> FederationData:
     )
 
 
-def simulated_hospitals(config: RunConfig, *, nodes: int) -> tuple[Hospital, ...]:
+def simulated_hospitals(
+    config: RunConfig, *, nodes: int, progress: Progress | None = None
+) -> tuple[Hospital, ...]:
     """Return the hospitals, by name; decodes the images on first use."""
-    return hospitals(federation_data(config, nodes=nodes), cache=Path(config.cache))
+    return hospitals(federation_data(config, nodes=nodes), cache=Path(config.cache), progress=progress)
 
 
 def simulated_site(config: RunConfig, *, partition: int, nodes: int) -> LocalSite:

@@ -72,7 +72,10 @@ class LocalSite:
             patients=patients(self.store, self.hospital.rows),
             training_patients=patients(self.store, _training_rows(pools)),
             labelled_patients=ClassCounts(
-                **{name: patients(self.store, labelled[self.store.label[labelled] == i]) for i, name in enumerate(CLASSES)}
+                **{
+                    name: patients(self.store, labelled[self.store.label[labelled] == i])
+                    for i, name in enumerate(CLASSES)
+                }
             ),
             masked_patients=masked,
             conventions=tuple(sorted(set(self.store.convention[self._masked_rows()].tolist()))),
@@ -82,7 +85,11 @@ class LocalSite:
                 if self.policy.release_mean_mask and count >= self.policy.minimum_cohort
             },
             data_fingerprint=self.store.fingerprint,
-            software={"python": platform.python_version(), "torch": torch.__version__, "flwr": flwr.__version__},
+            software={
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "flwr": flwr.__version__,
+            },
         )
 
     def train(self, signed: SignedPlan, weights: Weights) -> Trained:
@@ -131,7 +138,9 @@ class LocalSite:
             pictures = sample_pictures(network, self.store, rows, count=count)
         return Evaluated(report, pictures)
 
-    def _admitted(self, signed: SignedPlan, weights: Weights, *, kind: str) -> tuple[RoundPlan, MultiMixNetwork]:
+    def _admitted(
+        self, signed: SignedPlan, weights: Weights, *, kind: str
+    ) -> tuple[RoundPlan, MultiMixNetwork]:
         """Check signature, policy, replay and binding to the weights; return plan and network."""
         plan = verified(signed, self.coordinator)
         if plan.kind != kind:

@@ -93,7 +93,11 @@ def _warp(images: Tensor, recipes: Sequence[Recipe]) -> Tensor:
 
 
 def _affine(
-    *, degrees: float = 0.0, scale: float = 1.0, translate: tuple[float, float] = (0.0, 0.0), mirrored: bool = False
+    *,
+    degrees: float = 0.0,
+    scale: float = 1.0,
+    translate: tuple[float, float] = (0.0, 0.0),
+    mirrored: bool = False,
 ) -> np.ndarray:
     """Return the map [2, 3] from output to input coordinates, both in [-1, 1]."""
     angle = np.deg2rad(degrees)

@@ -93,7 +93,9 @@ def evaluate(
     return EvaluationStatistics(
         patients=len(np.unique(store.patient[rows])),
         images=len(rows),
-        classification=classification_statistics(np.concatenate(scores), known_labels) if len(known_labels) else None,
+        classification=classification_statistics(np.concatenate(scores), known_labels)
+        if len(known_labels)
+        else None,
         segmentation={name: segmentation_statistics(*pair) for name, pair in pairs.items()},
         mean_mask={name: _score_mean_mask(mean_mask, truth) for name, (_, truth) in pairs.items()}
         if mean_mask is not None
@@ -125,5 +127,7 @@ def reduce_mean_mask(store: Store, rows: np.ndarray) -> np.ndarray:
 def enlarge_mean_mask(mean_mask: np.ndarray, image_size: int) -> np.ndarray:
     """Resize a [32, 32] mean mask to [S, S]."""
     grid = torch.from_numpy(np.asarray(mean_mask, dtype=np.float64))[None, None]
-    large = torch.nn.functional.interpolate(grid, size=(image_size, image_size), mode="bilinear", align_corners=False)
+    large = torch.nn.functional.interpolate(
+        grid, size=(image_size, image_size), mode="bilinear", align_corners=False
+    )
     return large[0, 0].numpy()

@@ -113,7 +113,9 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList()
         for level in range(_BLOCKS - 2, -1, -1):
             extra = bridge_channels if level == _BLOCKS - 2 else 0
-            self.blocks.append(Block(channels[level + 1] + channels[level] + extra, channels[level], affine=affine))
+            self.blocks.append(
+                Block(channels[level + 1] + channels[level] + extra, channels[level], affine=affine)
+            )
         self.output = nn.Conv2d(width, 1, 1)
 
     def forward(self, levels: list[Tensor], bridge: Tensor | None, dropout: Dropout | None) -> Tensor:

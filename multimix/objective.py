@@ -132,7 +132,11 @@ class Losses:
 
 
 def losses(
-    network: MultiMixNetwork, batch: Batch, target: Targets, objective: ObjectiveConfig, dropout: Dropout | None
+    network: MultiMixNetwork,
+    batch: Batch,
+    target: Targets,
+    objective: ObjectiveConfig,
+    dropout: Dropout | None,
 ) -> Losses:
     """Return every image's loss terms, with gradients to the network's parameters.
 
@@ -161,16 +165,22 @@ def losses(
         unlabelled_classification = target.confident[used] * functional.cross_entropy(
             logits[a:], target.pseudo_labels[used], reduction="none"
         )
-    decoded = torch.cat([a + torch.nonzero(use_mask[used])[:, 0], torch.arange(a + u, a + u + b, device=images.device)])
+    decoded = torch.cat(
+        [a + torch.nonzero(use_mask[used])[:, 0], torch.arange(a + u, a + u + b, device=images.device)]
+    )
     if config.segmentation and decoded.numel():
         v = decoded.numel() - b
         parts = [x for x in (target.strong_bridge, target.masked_bridge) if x is not None]
         mask_dropout = dropout.at(decoded.tolist()) if dropout is not None else None
-        logits = network.decode([level[decoded] for level in levels], torch.cat(parts) if parts else None, mask_dropout)
+        logits = network.decode(
+            [level[decoded] for level in levels], torch.cat(parts) if parts else None, mask_dropout
+        )
         unlabelled_segmentation = _bernoulli_divergence(target.mask_probability, logits[:v])
         segmentation = _dice_loss(logits[v:], batch.masks[:b])
         if objective.cross_entropy_weight:
-            pixels = functional.binary_cross_entropy_with_logits(logits[v:], batch.masks[:b], reduction="none")
+            pixels = functional.binary_cross_entropy_with_logits(
+                logits[v:], batch.masks[:b], reduction="none"
+            )
             segmentation = segmentation + objective.cross_entropy_weight * pixels.mean(dim=(1, 2, 3))
     return Losses(classification, unlabelled_classification, segmentation, unlabelled_segmentation)
 

@@ -44,7 +44,9 @@ def view(network: MultiMixNetwork, images: Tensor, seeds: tuple[int, ...] = ()) 
     constants = {name: value.detach() for name, value in network.named_parameters()}
     pixels = images.detach().requires_grad_()
     with torch.enable_grad():
-        levels, logits = functional_call(_Scored(network), {f"network.{k}": v for k, v in constants.items()}, pixels)
+        levels, logits = functional_call(
+            _Scored(network), {f"network.{k}": v for k, v in constants.items()}, pixels
+        )
         (gradient,) = torch.autograd.grad(logits.max(dim=1).values.sum(), pixels)
     saliency = _scaled(gradient.abs(), network.config.saliency_scale)
     return Viewed([level.detach() for level in levels], logits.detach(), saliency, _bridge(images, saliency))

@@ -11,7 +11,9 @@ from multimix.pictures import overlay_strip, png_bytes
 _LABELS = {0: "normal", 1: "pneumonia", 2: "other", -1: "unlabelled"}
 
 
-def sample_pictures(network: MultiMixNetwork, store: Store, rows: np.ndarray, *, count: int) -> tuple[Picture, ...]:
+def sample_pictures(
+    network: MultiMixNetwork, store: Store, rows: np.ndarray, *, count: int
+) -> tuple[Picture, ...]:
     """Picture `count` images spread evenly over `rows`, masked ones first; captions name no one."""
     masked = rows[store.mask_row[rows] >= 0]
     candidates = masked if len(masked) >= count else rows
@@ -26,7 +28,9 @@ def sample_pictures(network: MultiMixNetwork, store: Store, rows: np.ndarray, *,
         strip = overlay_strip(
             (images[position, 0].numpy() * 255).round().astype(np.uint8),
             prediction=prediction.mask[position] >= MASK_THRESHOLD if prediction.mask is not None else None,
-            truth=store.load_masks(chosen[position : position + 1])[0, 0].numpy() >= MASK_THRESHOLD if has_mask else None,
+            truth=store.load_masks(chosen[position : position + 1])[0, 0].numpy() >= MASK_THRESHOLD
+            if has_mask
+            else None,
             saliency=prediction.saliency[position] if prediction.saliency is not None else None,
         )
         caption = f"label {_LABELS[int(store.label[row])]}"

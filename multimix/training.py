@@ -39,7 +39,9 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device = cuda, but torch sees no GPU here: use auto or cpu, or install a CUDA build of torch")
+        raise ValueError(
+            "device = cuda, but torch sees no GPU here: use auto or cpu, or install a CUDA build of torch"
+        )
     return torch.device(name)
 
 
@@ -172,6 +174,8 @@ def _teachers(data: TrainingData, seen: list[Drawn]) -> dict[str, Teachers]:
         "decoder": (by_mask, mask_only),
     }
     return {
-        module: Teachers(labelled=len(counted[module][0]), unlabelled=len(counted[module][1] - counted[module][0]))
+        module: Teachers(
+            labelled=len(counted[module][0]), unlabelled=len(counted[module][1] - counted[module][0])
+        )
         for module in MODULES
     }

@@ -54,7 +54,9 @@ def average(previous: Weights, updates: Iterable[Update], *, unlabelled_weight: 
                 mean += shares[module][update.site] * update.weights[name].astype(np.float64)
         result[name] = mean.astype(value.dtype)
     present = {module_of(name) for name in previous}
-    return Average(result, {m: s for m, s in shares.items() if m in present}, tuple(m for m in kept if m in present))
+    return Average(
+        result, {m: s for m, s in shares.items() if m in present}, tuple(m for m in kept if m in present)
+    )
 
 
 def _weight(update: Update, module: str, unlabelled_weight: float) -> float:

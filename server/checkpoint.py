@@ -71,4 +71,6 @@ def read_checkpoint(folder: Path, *, config_sha256: str) -> tuple[JobState, Weig
 
 
 def _damaged(path: Path, why: str) -> str:
-    return f"{path} is truncated or altered ({why}): it cannot be resumed; start the run again without resume."
+    return (
+        f"{path} is truncated or altered ({why}): it cannot be resumed; start the run again without resume."
+    )

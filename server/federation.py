@@ -44,7 +44,9 @@ class Federation:
         return {reply.metadata.src_node_id: reply for reply in replies}
 
 
-def connected_nodes(grid: Grid, *, at_least: int, deadline_s: float, clock: Callable[[], float] = time.monotonic) -> list[int]:
+def connected_nodes(
+    grid: Grid, *, at_least: int, deadline_s: float, clock: Callable[[], float] = time.monotonic
+) -> list[int]:
     """Wait until enough nodes are connected and no more are joining, or until the deadline."""
     start, known = clock(), -1
     while True:

@@ -46,7 +46,9 @@ class Job:
 
 def config_sha256(config: RunConfig) -> str:
     """Return the hash of all settings that must not change between the parts of a run."""
-    return sha256_text(canonical_json(config.model_copy(update={k: RunConfig.model_fields[k].default for k in _FREE})))
+    return sha256_text(
+        canonical_json(config.model_copy(update={k: RunConfig.model_fields[k].default for k in _FREE}))
+    )
 
 
 def run_job(
@@ -126,11 +128,15 @@ def _train(
     after_round: Callable[[JobState], None],
 ) -> tuple[JobState, Weights]:
     config, folder = job.config, job.folder
-    sites = sorted(site for site, card in state.cards.items() if card.role == "train" and site in federation.nodes)
+    sites = sorted(
+        site for site, card in state.cards.items() if card.role == "train" and site in federation.nodes
+    )
     for number in range(state.round + 1, config.rounds + 1):
         outcome = train_round(federation, orders, weights, number, sites)
         if not outcome.quorum_met:
-            reasons = ", ".join(f"{s}: {r.reason}" for s, r in outcome.record.sites.items() if r.state != "accepted")
+            reasons = ", ".join(
+                f"{s}: {r.reason}" for s, r in outcome.record.sites.items() if r.state != "accepted"
+            )
             raise InputError(
                 "quorum",
                 f"Round {number} had fewer than {quorum_of(config, len(sites))} accepted sites ({reasons}). The rounds "

@@ -18,7 +18,9 @@ from server.results import Metrics
 from server.rounds import Orders, admitted_reply, evaluate_everywhere
 
 
-def train_alone(federation: Federation, orders: Orders, initial: Weights, sites: list[str]) -> dict[str, Metrics]:
+def train_alone(
+    federation: Federation, orders: Orders, initial: Weights, sites: list[str]
+) -> dict[str, Metrics]:
     """Return the test metrics of each site's own model at that site; a site that fails to answer is left out."""
     alone = replace(orders, job_id=f"{orders.job_id}-alone")
     weights = dict.fromkeys(sites, initial)
@@ -31,7 +33,9 @@ def train_alone(federation: Federation, orders: Orders, initial: Weights, sites:
         replies = federation.exchange(messages, deadline_s=orders.config.deadline_s)
         for site in list(weights):
             reply = replies.get(federation.nodes[site])
-            update, record = admitted_reply(federation, alone, site, reply, plans[site], round_number, weights[site])
+            update, record = admitted_reply(
+                federation, alone, site, reply, plans[site], round_number, weights[site]
+            )
             if update is None:
                 log.warning("local-only training of %s left out: %s", site, record.reason)
                 del weights[site]

@@ -6,11 +6,11 @@ import sys
 log = logging.getLogger("multimix.server")
 
 
-def show_progress() -> None:
-    """Print progress lines to standard output, once, where nobody else has set up logging for them."""
+def show_progress(*, to_stderr: bool = False) -> None:
+    """Print progress lines, once, where nobody else has set up logging for them."""
     if log.handlers:
         return
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler(sys.stderr if to_stderr else sys.stdout)
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)

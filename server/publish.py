@@ -71,7 +71,9 @@ def assemble(
             "multimix": __version__,
             "python": platform.python_version(),
             "flwr": flwr.__version__,
-            "torch at the sites": ", ".join(sorted({c.software.get("torch", "?") for c in state.cards.values()})),
+            "torch at the sites": ", ".join(
+                sorted({c.software.get("torch", "?") for c in state.cards.values()})
+            ),
         },
     )
 

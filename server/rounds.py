@@ -21,7 +21,14 @@ from multimix.contract.messages import (
     weights_sha256,
 )
 from multimix.contract.messages import Picture as SitePicture
-from multimix.contract.records import ARRAYS, array_record, plan_record, read_pictures, read_reply, unpack_arrays
+from multimix.contract.records import (
+    ARRAYS,
+    array_record,
+    plan_record,
+    read_pictures,
+    read_reply,
+    unpack_arrays,
+)
 from multimix.contract.run_config import RunConfig
 from multimix.contract.signing import SignedPlan, sign
 from multimix.errors import InputError, Refused
@@ -112,7 +119,9 @@ def train_round(
     strategy = ModuleAverage(unlabelled_weight=orders.config.unlabelled_weight)
     present = federation.present(sites)
     strategy.nodes, strategy.previous = tuple(federation.nodes[site] for site in present), weights
-    messages = strategy.configure_train(round_number, array_record(weights), plan_record(signed), federation.grid)
+    messages = strategy.configure_train(
+        round_number, array_record(weights), plan_record(signed), federation.grid
+    )
     replies = federation.exchange(list(messages), deadline_s=orders.config.deadline_s)
     waited = time.perf_counter()
     records: dict[str, SiteRound] = {}
@@ -190,7 +199,9 @@ def _accepted(update: Update, mask_convention: str | None) -> SiteRound:
             module: Teachers(labelled_patients=t.labelled, unlabelled_patients=t.unlabelled)
             for module, t in report.teachers.items()
         },
-        metrics=summarise(statistics, _scored(statistics.segmentation, mask_convention)) if statistics else {},
+        metrics=summarise(statistics, _scored(statistics.segmentation, mask_convention))
+        if statistics
+        else {},
     )
 
 
@@ -208,11 +219,18 @@ class Scores:
     refused: dict[str, str]
 
 
-def evaluate_everywhere(federation: Federation, orders: Orders, weights_of: dict[str, Weights], *, pictures: int) -> Scores:
+def evaluate_everywhere(
+    federation: Federation, orders: Orders, weights_of: dict[str, Weights], *, pictures: int
+) -> Scores:
     """Score weights at each named site on its test patients; every site may be given weights of its own."""
     plans = {site: orders.evaluate(weights, pictures=pictures) for site, weights in weights_of.items()}
     messages = [
-        order(federation.nodes[site], array_record(weights_of[site]), plan_record(plans[site]), MessageType.EVALUATE)
+        order(
+            federation.nodes[site],
+            array_record(weights_of[site]),
+            plan_record(plans[site]),
+            MessageType.EVALUATE,
+        )
         for site in federation.present(plans)
     ]
     replies = federation.exchange(messages, deadline_s=orders.config.deadline_s)

@@ -53,7 +53,9 @@ class InProcessGrid(Grid):  # type: ignore[misc]
         """Return one node a hospital."""
         return range(_FIRST_NODE, _FIRST_NODE + self._nodes)
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
         """Run every order and return the replies that came in time."""
         orders = list(messages)
         for number, message in enumerate(orders):

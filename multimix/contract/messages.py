@@ -25,7 +25,8 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 MeanMask = Annotated[
-    tuple[Annotated[int, Field(ge=0, le=255)], ...], Field(min_length=MEAN_MASK_SIDE**2, max_length=MEAN_MASK_SIDE**2)
+    tuple[Annotated[int, Field(ge=0, le=255)], ...],
+    Field(min_length=MEAN_MASK_SIDE**2, max_length=MEAN_MASK_SIDE**2),
 ]
 OneClassSites = Literal["exclude", "logit_adjusted", "plain"]
 
@@ -119,7 +120,9 @@ class TrainReport(Frozen):
     steps: Count
     teachers: dict[str, Teachers]
     losses: dict[str, Finite]
-    pseudo_label_rate: Unit | None = None  # share of unlabelled views confident enough to teach the classifier
+    pseudo_label_rate: Unit | None = (
+        None  # share of unlabelled views confident enough to teach the classifier
+    )
     seconds: dict[str, Finite] = {}
     evaluation: EvaluateReport | None = None
 

@@ -57,7 +57,9 @@ def trained_reply(trained: Trained) -> RecordDict:
 
 def evaluated_reply(evaluated: Evaluated) -> RecordDict:
     """Pack an evaluation answer."""
-    records: dict[str, ConfigRecord] = {REPORT: ConfigRecord({"document": evaluated.report.model_dump_json()})}
+    records: dict[str, ConfigRecord] = {
+        REPORT: ConfigRecord({"document": evaluated.report.model_dump_json()})
+    }
     if evaluated.pictures:
         records[PICTURES] = ConfigRecord(
             {

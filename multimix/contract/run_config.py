@@ -48,7 +48,9 @@ class RunConfig(Frozen):
     deadline_s: Annotated[float, Field(gt=0, le=1_000_000)] = 3600.0
     maximum_update_norm: Annotated[float, Field(gt=0, le=1e6)] = 100.0
     compare_local: bool = False  # train each site alone as well, for as many steps
-    pictures: Annotated[int, Field(ge=0, le=64)] = 4  # sample predictions a site may show, where its policy lets it
+    pictures: Annotated[int, Field(ge=0, le=64)] = (
+        4  # sample predictions a site may show, where its policy lets it
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # The data of a simulation
     data: str = ""  # a folder with manifest.csv; "" draws synthetic phantoms

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from multimix.data.decode import Preprocessing
 from multimix.data.manifest import Record, read_manifest, split_ranked
 from multimix.data.sampling import (
     Budget,
@@ -30,7 +31,7 @@ from multimix.data.sampling import (
     parse_budget,
     site_budgets,
 )
-from multimix.data.store import Preprocessing, Store, build_store, open_store
+from multimix.data.store import Store, build_store, open_store
 from multimix.errors import ManifestError, RunConfigError, StoreError
 from multimix.randomness import derive_seed, stream
 

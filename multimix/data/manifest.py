@@ -7,15 +7,12 @@ Splits are by patient; a patient is the pair (source, patient_id): identifiers r
 """
 
 import csv
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from multimix.errors import ManifestError, RunConfigError
@@ -26,8 +23,6 @@ Split = Literal["train", "validation", "test"]
 Patient = tuple[str, str]
 UInt8 = npt.NDArray[np.uint8]
 
-MAX_PIXELS: Final = 64_000_000
-FORMATS: Final = ("JPEG", "PNG", "TIFF", "BMP")
 SPLITS: Final[tuple[Split, ...]] = ("train", "validation", "test")
 BEHIND_HEART: Final = "behind_heart"
 MEDIASTINUM_EXCLUDED: Final = "mediastinum_excluded"
@@ -268,64 +263,3 @@ def assign_splits(
         ranked = sorted(free, key=lambda patient: (derive_seed(seed, "split", *patient), patient))
         splits.update(zip(ranked, split_ranked(len(ranked), fractions), strict=True))
     return tuple(splits[record.patient] for record in records)
-
-
-def read_image(record: Record, *, root: Path) -> UInt8:
-    """Decode an image to grey [height, width].
-
-    Deeper than 8 bits, it is scaled by the smallest bit depth that holds its maximum: twelve-bit radiographs
-    often come in 16-bit files, and divided by 65,535 they would keep 16 grey levels.
-
-    Raises:
-        ManifestError: `image_unreadable` or `image_too_large`.
-    """
-    fail = partial(cell_error, where=root, row=record.row, column="image", value=record.image)
-    image = _load(root / record.image, fail)
-    if not image.mode.startswith(("I", "F")):
-        return np.asarray(image.convert("L"))
-    deep = np.asarray(image).astype(np.int64)
-    if image.mode == "F" or deep.min() < 0 or deep.max() >= 1 << 16:
-        problem = f"has pixels of format {image.mode} that are not 16-bit grey"
-        raise fail("image_unreadable", problem=problem, remedy="Save it as 8- or 16-bit grey PNG.")
-    top = (1 << max(8, int(deep.max()).bit_length())) - 1
-    return ((deep * 255 + top // 2) // top).astype(np.uint8)
-
-
-def read_mask(record: Record, *, root: Path, width: int, height: int) -> npt.NDArray[np.bool_]:
-    """Decode the mask of an image of this size: True is lung.
-
-    Raises:
-        ManifestError: as for an image, and `mask_size_differs`, `mask_not_binary`, `mask_empty`.
-    """
-    fail = partial(cell_error, where=root, row=record.row, column="mask", value=record.mask)
-    mask = _load(root / record.mask, fail)
-    if mask.size != (width, height):
-        problem = f"is {mask.width} x {mask.height} pixels but its image is {width} x {height}"
-        raise fail("mask_size_differs", problem=problem, remedy="Export the mask at the size of its image.")
-    values = {value for value, count in enumerate(mask.histogram()) if count}
-    if mask.mode not in {"1", "L"} or not (values <= {0, 1} or values <= {0, 255}):
-        remedy = "Save it as 1-bit PNG, or as 8-bit grey with only the values 0 and 1, or 0 and 255."
-        raise fail("mask_not_binary", problem="has more than lung and background", remedy=remedy)
-    if values == {0}:
-        raise fail("mask_empty", problem="marks no lung", remedy="Mark the lung, or leave the cell empty.")
-    return np.asarray(mask) > 0
-
-
-def _load(file: Path, fail: Callable[..., ManifestError]) -> Image.Image:
-    """Decode a file; its size is checked before a pixel is, so a small file cannot fill the memory."""
-    remedy = f"Save it as {', '.join(FORMATS)} of at most {MAX_PIXELS // 10**6} million pixels."
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(file, formats=FORMATS) as image:
-                too_large = image.width * image.height > MAX_PIXELS
-                if not too_large:
-                    image.load()
-    except Image.DecompressionBombError:
-        too_large = True
-    except Exception as error:  # noqa: BLE001  (on damaged bytes Pillow's decoders raise nearly anything)
-        problem = f"cannot be decoded ({type(error).__name__})"
-        raise fail("image_unreadable", problem=problem, remedy=remedy) from None
-    if too_large:
-        raise fail("image_too_large", problem="has too many pixels", remedy=remedy)
-    return image

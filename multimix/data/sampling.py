@@ -120,7 +120,7 @@ def parse_budget(text: str) -> tuple[int | None, dict[str, int]]:
             raise RunConfigError(
                 "budget_syntax",
                 f"Budget {text!r}: {part!r} is not understood. Write a number for every site, site=number "
-                "for one, each at most once, with commas between, as in '200,jsrt=40'; empty uses everything.",
+                "for one, each at most once, commas between, as in '200,jsrt=40'; empty uses everything.",
             )
         if equals:
             exact[site] = int(number)

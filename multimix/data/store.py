@@ -16,15 +16,14 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from multimix.data.manifest import Record, Split, UInt8, assign_splits, cell_error, read_image, read_mask
+from multimix.data.decode import Geometry, Preprocessing, geometry_of, read_image, square, square_mask
+from multimix.data.manifest import Record, Split, UInt8, assign_splits
 from multimix.errors import ManifestError, StoreError
 
 if TYPE_CHECKING:
@@ -37,30 +36,6 @@ RELEASE_BYTES: Final = 64 << 20  # mapped pages given back after this much readi
 FAULT_BYTES: Final = 64 << 10  # Linux maps up to this much around a page fault
 
 Int64 = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How an image becomes a square: `pad` keeps the aspect and adds zeros, `stretch` fills the square."""
-
-    image_size: int = 128
-    fit: Literal["pad", "stretch"] = "pad"
-
-    @property
-    def version(self) -> str:
-        """Changes whenever the same file would give other pixels."""
-        return f"grey8-bilinear-{self.fit}-{self.image_size}-v1"
-
-
-class Geometry(NamedTuple):
-    """Where an image of width x height lies in the square: column = x * scale_x + offset_x; rows alike."""
-
-    width: int
-    height: int
-    scale_x: float
-    scale_y: float
-    offset_x: int
-    offset_y: int
 
 
 class StoreRow(NamedTuple):
@@ -124,12 +99,12 @@ def _decoded(
     record: Record, split: Split, *, root: Path, preprocessing: Preprocessing, key: bytes
 ) -> StoreRow:
     grey = read_image(record, root=root)
-    geometry = _fit(preprocessing, width=grey.shape[1], height=grey.shape[0])
+    geometry = geometry_of(preprocessing, width=grey.shape[1], height=grey.shape[0])
     size = preprocessing.image_size
-    mask = _square_mask(record, root=root, geometry=geometry, size=size) if record.mask else None
+    mask = square_mask(record, root=root, geometry=geometry, size=size) if record.mask else None
     identity = json.dumps(record.patient).encode()
     return StoreRow(
-        image=_square(grey, geometry, size),
+        image=square(grey, geometry, size),
         mask=mask,
         content_hash=_hash(preprocessing.version.encode(), str(grey.shape).encode(), grey.tobytes()),
         mask_hash="" if mask is None else _hash(mask.tobytes()),
@@ -149,36 +124,6 @@ def _hash(*parts: bytes) -> str:
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()
-
-
-def _square_mask(record: Record, *, root: Path, geometry: Geometry, size: int) -> UInt8:
-    """Return [size, size] of 0 and 1: the mask by the geometry of its image, thresholded at one half."""
-    lung = read_mask(record, root=root, width=geometry.width, height=geometry.height)
-    square = (_square(lung.astype(np.uint8) * 255, geometry, size) >= 128).astype(np.uint8)  # noqa: PLR2004
-    if not square.any():
-        fail = partial(cell_error, where=root, row=record.row, column="mask", value=record.mask)
-        problem = f"marks too little lung to be left at {size} x {size} pixels"
-        raise fail("mask_empty", problem=problem, remedy="Mark the lung, or leave the cell empty.")
-    return square
-
-
-def _fit(preprocessing: Preprocessing, *, width: int, height: int) -> Geometry:
-    size, longest = preprocessing.image_size, max(width, height)
-    new_width, new_height = size, size
-    if preprocessing.fit == "pad":
-        new_width, new_height = (max(1, round(side * size / longest)) for side in (width, height))
-    offsets = ((size - new_width) // 2, (size - new_height) // 2)
-    return Geometry(width, height, new_width / width, new_height / height, *offsets)
-
-
-def _square(pixels: UInt8, geometry: Geometry, size: int) -> UInt8:
-    """Resize into the square; Pillow's bilinear filter widens when reducing, so nothing aliases or rings."""
-    width, height = round(geometry.width * geometry.scale_x), round(geometry.height * geometry.scale_y)
-    resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
-    square = np.zeros((size, size), np.uint8)
-    left, top = geometry.offset_x, geometry.offset_y
-    square[top : top + height, left : left + width] = np.asarray(resized)
-    return square
 
 
 def write_store(out: Path, rows: Iterable[StoreRow], *, preprocessing: Preprocessing) -> None:

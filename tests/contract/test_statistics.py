@@ -85,9 +85,11 @@ def spread(normal, pneumonia):
 # Sums
 
 
-@given(evaluations, evaluations)
-def test_add_commutes(a, b):
-    assert add(a, b) == add(b, a)
+@given(evaluations, evaluations, minima)
+def test_add_commutes_also_over_suppressed_statistics(a, b, minimum):
+    a = suppress(a, minimum=minimum)
+    for other in (b, suppress(b, minimum=minimum + 1)):
+        assert add(a, other) == add(other, a)
 
 
 @settings(max_examples=50)
@@ -101,6 +103,13 @@ def test_add_is_associative_also_over_suppressed_statistics(a, b, c, minimum):
 @given(rows, rows)
 def test_the_sum_equals_the_statistics_of_the_concatenation(first, second):
     assert add(evaluation(first), evaluation(second)) == evaluation(first + second)
+
+
+def test_merged_cells_over_the_same_bins_become_one_in_the_sum():
+    first = suppress(evaluation(spread([5, 1, 2], [0, 0, 0, 4])), minimum=3)
+    second = suppress(evaluation(spread([5, 2, 2], [0, 0, 0, 4])), minimum=3)
+    merged = add(first, second).classification.merged_cells
+    assert merged == (ScoreCell(low=1, high=3, normal=3 + 4, pneumonia=0),)
 
 
 def test_the_sum_keeps_tables_that_only_one_side_has():
@@ -253,6 +262,24 @@ def test_one_small_confusion_cell_withholds_all_four():
     sent = suppress(evaluation(scored), minimum=5)
     assert sent.classification.confusion is None
     assert "classification.confusion:cell_below_minimum" in sent.withheld
+
+
+def test_a_kept_confusion_cuts_the_histogram_at_one_half_even_where_a_straddling_cell_would_lose_less():
+    counts = [0] * 64, [0] * 64
+    counts[0][20] = counts[0][40] = 4
+    counts[1][10] = counts[1][50] = 6
+    counts[1][31] = counts[1][32] = 2  # joined they would be safe, and cost no pair
+    sent = suppress(evaluation(spread(*counts)), minimum=4).classification
+    assert sent.confusion == ((4, 4), (8, 8))
+    assert [(cell.low, cell.high) for cell in sent.score_cells] == [(10, 32), (32, 51)]
+
+
+def test_a_confusion_beside_a_cell_that_already_straddles_one_half_is_withheld():
+    straddling = ScoreCell(low=31, high=33, normal=0, pneumonia=5)
+    given_table = table([(0.25, 0)] * 5 + [(0.5, 1)] * 5).model_copy(update={"merged_cells": (straddling,)})
+    statistics = EvaluationStatistics(patients=10, images=10, classification=given_table)
+    sent = suppress(statistics, minimum=5).classification
+    assert (sent.confusion, sent.class_counts) == (None, (5, 5))
 
 
 def test_a_confusion_without_errors_is_kept_since_zeros_are_not_hidden():

@@ -1,0 +1,201 @@
+"""`multimix-sim`: simulate hospitals, from a command line; see `multimix-sim --help`."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from multimix.contract.run_config import RunConfig, Scalar, read_run_config
+from multimix.errors import InputError, MultiMixError
+from server.log import show_progress
+from server.results import Results
+from sim.tables import results_table
+
+EXIT_INPUT, EXIT_INTERRUPTED = 2, 130
+
+# What two cores train in about half an hour on real radiographs; phantoms use the configuration's own defaults.
+REAL_DATA_DEFAULTS: dict[str, Scalar] = {
+    "image-size": 96,
+    "labels": "200",
+    "masks": "50",
+    "rounds": 12,
+    "local-steps": 40,
+    "images-per-group": 4,
+}
+
+app = typer.Typer(
+    help="Simulate a federation of hospitals on this machine and look at what comes out. Research only.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+_err = Console(stderr=True)
+
+Data = Annotated[
+    Path | None, typer.Option(help="Folder with manifest.csv; without it, synthetic phantoms are drawn.")
+]
+Out = Annotated[str, typer.Option(help="Run folder; a new one under runs/ if not given.")]
+HoldOut = Annotated[str, typer.Option(help="Hospitals never trained on, comma-separated.")]
+Config = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-c", "--config", help='Any other run configuration key, as "key=value"; see docs/configuration.md.'
+    ),
+]
+Workers = Annotated[int, typer.Option(min=1, help="Processes, one torch thread each.")]
+
+
+@app.command()
+def run(  # noqa: PLR0917
+    data: Data = None,
+    out: Out = "",
+    hold_out: HoldOut = "",
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of the federation.")] = None,
+    local_steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimiser steps a site takes in a round.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help='Labels a site may use: "200", "200,jsrt=40", "" for all.')
+    ] = None,
+    masks: Annotated[str | None, typer.Option(help="Masks a site may use, written like --labels.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of splits, weights, views and samples.")] = 0,
+    compare_local: Annotated[
+        bool, typer.Option(help="Also train every site alone, for as many steps.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option(help="Continue the run in --out after its last finished round.")
+    ] = False,
+    config: Config = None,
+    workers: Workers = min(2, os.cpu_count() or 1),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the results as JSON, progress to stderr.")
+    ] = False,
+) -> None:
+    """Train one model across hospitals in this process, with the same server and client code as Flower runs.
+
+    One site for each source of the manifest (or each value of site-column). Exit codes: 0 finished, 2 the input
+    cannot be used (a paragraph says why), 130 interrupted (run again with --resume).
+    """
+    values: dict[str, Scalar] = dict(REAL_DATA_DEFAULTS) if data else {}
+    given = {"rounds": rounds, "local-steps": local_steps, "labels": labels, "masks": masks}
+    values.update({key: value for key, value in given.items() if value is not None})
+    values.update(
+        {"hold-out": hold_out, "seed": seed, "compare-local": compare_local, "resume": resume, "out": out}
+    )
+    if data:
+        values["data"] = str(data.absolute())
+    with _explained():
+        values.update(_assignments(config or []))
+        run_config = read_run_config(values)
+        show_progress(to_stderr=as_json)
+        _decode(run_config)
+        from sim.run import simulate  # noqa: PLC0415  (torch)
+
+        results, folder = simulate(run_config, workers=workers)
+    _show(results, folder, as_json=as_json)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="model.safetensors of a run folder.")],
+    images: Annotated[list[Path], typer.Argument(help="PNG or JPEG radiographs, or folders of them.")],
+    out: Annotated[Path, typer.Option(help="Folder for predictions.csv and the overlays.")] = Path(
+        "predictions"
+    ),
+    fit: Annotated[
+        str, typer.Option(help="pad keeps the aspect ratio, stretch does not: as in training.")
+    ] = "pad",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the predictions as JSON.")] = False,
+) -> None:
+    """Write the probability of pneumonia, the lung mask and an overlay for each image. Research only."""
+    with _explained():
+        from sim.predict import predict_images  # noqa: PLC0415  (torch)
+
+        with Progress(console=_err, transient=True) as progress:
+            task = progress.add_task("predicting", total=None)
+            rows = predict_images(
+                model,
+                images,
+                out,
+                fit=fit,
+                progress=lambda n, total: progress.update(task, completed=n, total=total),
+            )
+    if as_json:
+        typer.echo(json.dumps([row.model_dump() for row in rows], indent=1))
+        return
+    for row in rows:
+        typer.echo(f"{row.image}  pneumonia {_percent(row.pneumonia)}  lung {_percent(row.lung_fraction)}")
+    typer.echo(f"{len(rows)} predictions in {out}; research only, not for diagnosis")
+
+
+@app.command()
+def phantoms(
+    out: Annotated[Path, typer.Argument(help="New folder for the images and manifest.csv.")],
+    hospitals: Annotated[int, typer.Option(min=1, max=26, help="How many hospitals.")] = 4,
+    patients: Annotated[int, typer.Option(min=1, help="Patients of each hospital.")] = 60,
+    image_size: Annotated[int, typer.Option(min=32, max=1024, help="Longer side in pixels.")] = 256,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Draw synthetic chest radiographs with lung masks, as a folder that --data takes."""
+    with _explained():
+        from multimix.data.phantom import write_phantoms  # noqa: PLC0415  (scipy)
+
+        manifest = write_phantoms(
+            out, hospitals=hospitals, patients=patients, image_size=image_size, seed=seed
+        )
+    typer.echo(f"{hospitals * patients} synthetic phantoms: {manifest}")
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what a person can mend into one paragraph and an exit code."""
+    try:
+        yield
+    except InputError as error:
+        _err.print(f"[bold red]cannot go on[/] ({error.reason})\n{error}", soft_wrap=True, highlight=False)
+        raise typer.Exit(EXIT_INPUT) from None
+    except MultiMixError as error:
+        _err.print(f"[bold red]refused[/]: {error}", highlight=False)
+        raise typer.Exit(EXIT_INPUT) from None
+    except KeyboardInterrupt:
+        _err.print("interrupted: finished rounds are kept; run again with --resume and the same --out")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _assignments(texts: list[str]) -> dict[str, Scalar]:
+    """Read "key=value" texts; numbers and true/false are recognised by the configuration."""
+    values: dict[str, Scalar] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise InputError("run_config", f'-c {text!r} is no assignment: write -c "key=value".')
+        values[key.strip()] = value.strip().strip("\"'")
+    return values
+
+
+def _decode(config: RunConfig) -> None:
+    """Decode the images before the run, with a bar."""
+    from sim.run import hospitals_of  # noqa: PLC0415
+
+    with Progress(console=_err, transient=True) as progress:
+        task = progress.add_task("decoding images", total=None)
+        hospitals_of(config, progress=lambda n, total: progress.update(task, completed=n, total=total))
+
+
+def _show(results: Results, folder: Path, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(results.model_dump_json(indent=1))
+        return
+    console = Console()
+    console.print(results_table(results))
+    console.print(results.privacy)
+    console.print(f"report: {folder / 'report.html'}", soft_wrap=True, highlight=False)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
