@@ -37,9 +37,7 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Answer with sufficient statistics."""
-    return _answer(
-        message, lambda: evaluated_reply(site_of(context).evaluate(*read_request(message.content)))
-    )
+    return _answer(message, lambda: evaluated_reply(site_of(context).evaluate(*read_request(message.content))))
 
 
 def site_of(context: Context) -> Site:
@@ -74,7 +72,7 @@ def _answer(message: Message, work: Callable[[], RecordDict]) -> Message:
     except InputError as error:
         log.exception("refused: %s", error.reason, exc_info=False)
         content = refusal_reply(Refused(error.reason))
-    except Exception as error:  # noqa: BLE001  (a site must answer; what went wrong stays at the site)
+    except Exception as error:
         log.error("failed: internal_error (%s)", type(error).__name__)  # noqa: TRY400
         if os.environ.get("MULTIMIX_DEBUG"):  # a developer's own machine, never a hospital's
             raise

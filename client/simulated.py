@@ -34,9 +34,7 @@ def federation_data(config: RunConfig, *, nodes: int) -> FederationData:
     )
 
 
-def simulated_hospitals(
-    config: RunConfig, *, nodes: int, progress: Progress | None = None
-) -> tuple[Hospital, ...]:
+def simulated_hospitals(config: RunConfig, *, nodes: int, progress: Progress | None = None) -> tuple[Hospital, ...]:
     """Return the hospitals, by name; decodes the images on first use."""
     return hospitals(federation_data(config, nodes=nodes), cache=Path(config.cache), progress=progress)
 

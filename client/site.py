@@ -6,11 +6,11 @@ import time
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import flwr
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-import flwr
 from client.policy import SitePolicy, check
 from client.replays import Replays
 from multimix.batches import TrainingData
@@ -138,18 +138,14 @@ class LocalSite:
             pictures = sample_pictures(network, self.store, rows, count=count)
         return Evaluated(report, pictures)
 
-    def _admitted(
-        self, signed: SignedPlan, weights: Weights, *, kind: str
-    ) -> tuple[RoundPlan, MultiMixNetwork]:
+    def _admitted(self, signed: SignedPlan, weights: Weights, *, kind: str) -> tuple[RoundPlan, MultiMixNetwork]:
         """Check signature, policy, replay and binding to the weights; return plan and network."""
         plan = verified(signed, self.coordinator)
         if plan.kind != kind:
             raise Refused("plan_malformed", f"a plan to {plan.kind} sent as an order to {kind}")
         check(plan, self.policy)
         if plan.method.network.image_size != self.store.image_size:
-            raise Refused(
-                "image_size", f"asked {plan.method.network.image_size} px, stored {self.store.image_size} px"
-            )
+            raise Refused("image_size", f"asked {plan.method.network.image_size} px, stored {self.store.image_size} px")
         if weights_sha256(weights) != plan.weights_sha256:
             raise Refused("weights_hash")
         network = MultiMixNetwork(plan.method.network)

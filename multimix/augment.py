@@ -52,15 +52,17 @@ def strong_recipe(views: ViewConfig, seed: int, *, geometric: bool) -> Recipe:
     """
     base = weak_recipe(views, seed)
     rng = stream("strong view", seed)
-    choices = views.photometric + (views.geometric if geometric else ())
-    affine, photometric = base.affine, []
+    greys = len(views.photometric)
+    choices = greys + (len(views.geometric) if geometric else 0)
+    affine = base.affine
+    photometric: list[tuple[PhotometricOperation, float]] = []
     for _ in range(views.strong_operations if choices else 0):
-        operation = choices[int(rng.integers(len(choices)))]
+        choice = int(rng.integers(choices))
         level = float(views.strong_magnitude / _FULL_MAGNITUDE * rng.choice((-1.0, 1.0)))
-        if operation in views.geometric:
-            affine = _compose(_geometric(operation, level), affine)
+        if choice < greys:
+            photometric.append((views.photometric[choice], level))
         else:
-            photometric.append((operation, level))
+            affine = _compose(_geometric(views.geometric[choice - greys], level), affine)
     return Recipe(affine, tuple(photometric), seed)
 
 
@@ -110,10 +112,11 @@ def _affine(
 def _compose(second: np.ndarray, first: np.ndarray) -> np.ndarray:
     """Return the map that looks up through `second`, then `first`."""
     bottom = np.array([[0.0, 0.0, 1.0]])
-    return (np.concatenate([first, bottom]) @ np.concatenate([second, bottom]))[:2]
+    composed: np.ndarray = (np.concatenate([first, bottom]) @ np.concatenate([second, bottom]))[:2]
+    return composed
 
 
-def _geometric(operation: GeometricOperation | PhotometricOperation, level: float) -> np.ndarray:
+def _geometric(operation: GeometricOperation, level: float) -> np.ndarray:
     """Return RandAugment's geometric operation at a level in [-1, 1]."""
     affine = _affine()
     if operation == "rotate":

@@ -46,9 +46,7 @@ def slots(method: MethodConfig, images_per_group: int) -> Slots:
     return Slots(labelled=n, masked=n, unlabelled_classification=n, unlabelled_segmentation=pairs)
 
 
-def draw_rows(
-    data: TrainingData, method: MethodConfig, *, seed: int, step: int, images_per_group: int
-) -> Drawn:
+def draw_rows(data: TrainingData, method: MethodConfig, *, seed: int, step: int, images_per_group: int) -> Drawn:
     """Choose the rows of one step; every pool is reshuffled each epoch."""
     planned = slots(method, images_per_group)
     pools, network, semi = data.pools, method.network, method.objective.semi_supervised
@@ -58,19 +56,13 @@ def draw_rows(
         return draw(pool, key=key, start=step * count, count=count if len(pool) else 0)
 
     nothing = np.empty(0, dtype=np.int64)
-    labelled = (
-        take(pools.labelled_classification, "labelled", planned.labelled)
-        if network.classification
-        else nothing
-    )
+    labelled = take(pools.labelled_classification, "labelled", planned.labelled) if network.classification else nothing
     masked = take(pools.labelled_segmentation, "masked", planned.masked) if network.segmentation else nothing
     for_class = pools.unlabelled_classification if semi and network.classification else nothing
     for_mask = pools.unlabelled_segmentation if semi and network.segmentation else nothing
     if method.objective.share_unlabelled:
         unlabelled = take(np.union1d(for_class, for_mask), "unlabelled", planned.unlabelled_classification)
-        return Drawn(
-            labelled, masked, unlabelled, np.isin(unlabelled, for_class), np.isin(unlabelled, for_mask)
-        )
+        return Drawn(labelled, masked, unlabelled, np.isin(unlabelled, for_class), np.isin(unlabelled, for_mask))
     class_rows = take(for_class, "unlabelled class", planned.unlabelled_classification)
     mask_rows = take(for_mask, "unlabelled mask", planned.unlabelled_segmentation)
     teaches_decoder = np.arange(len(class_rows) + len(mask_rows)) >= len(class_rows)

@@ -50,7 +50,8 @@ class Frozen(BaseModel):
 class NetworkConfig(Frozen):
     """Shape of the network: a U-Net of five blocks with a classifier on the encoder."""
 
-    image_size: Annotated[int, Field(ge=16, le=1024, multiple_of=16)] = 128
+    # From 32: the deepest level is a sixteenth, and one pixel has no variance to normalise by.
+    image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=16)] = 128
     width: Annotated[int, Field(ge=2, le=128)] = 16  # channels of the first block, doubled four times
     norm_affine: bool = False
     classification: bool = True

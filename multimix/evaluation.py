@@ -89,13 +89,11 @@ def evaluate(
             truth = store.load_masks(part[chosen])[:, 0].numpy() >= MASK_THRESHOLD
             masks.setdefault(str(convention), []).append((prediction.mask[chosen] >= MASK_THRESHOLD, truth))
     pairs = {name: (np.concatenate(p), np.concatenate(t)) for name, (p, t) in _columns(masks).items()}
-    known_labels = np.concatenate(labels) if labels else np.empty(0)
+    known_labels: np.ndarray = np.concatenate(labels) if labels else np.empty(0)
     return EvaluationStatistics(
         patients=len(np.unique(store.patient[rows])),
         images=len(rows),
-        classification=classification_statistics(np.concatenate(scores), known_labels)
-        if len(known_labels)
-        else None,
+        classification=classification_statistics(np.concatenate(scores), known_labels) if len(known_labels) else None,
         segmentation={name: segmentation_statistics(*pair) for name, pair in pairs.items()},
         mean_mask={name: _score_mean_mask(mean_mask, truth) for name, (_, truth) in pairs.items()}
         if mean_mask is not None
@@ -127,7 +125,5 @@ def reduce_mean_mask(store: Store, rows: np.ndarray) -> np.ndarray:
 def enlarge_mean_mask(mean_mask: np.ndarray, image_size: int) -> np.ndarray:
     """Resize a [32, 32] mean mask to [S, S]."""
     grid = torch.from_numpy(np.asarray(mean_mask, dtype=np.float64))[None, None]
-    large = torch.nn.functional.interpolate(
-        grid, size=(image_size, image_size), mode="bilinear", align_corners=False
-    )
+    large = torch.nn.functional.interpolate(grid, size=(image_size, image_size), mode="bilinear", align_corners=False)
     return large[0, 0].numpy()

@@ -4,7 +4,7 @@ A network has no train and eval mode. Dropout is an argument: without it, forwar
 Convolutions carry no bias because the instance normalisation behind them removes it. Nothing mixes images: no
 batch statistics, so the gradient of one patient's loss depends on that patient only.
 
-Shapes: images are float32 [n, 1, S, S] in [0, 1]; S a multiple of 16.
+Shapes: images are float32 [n, 1, S, S] in [0, 1]; S a multiple of 16, at least 32.
 """
 
 from collections.abc import Sequence
@@ -113,9 +113,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList()
         for level in range(_BLOCKS - 2, -1, -1):
             extra = bridge_channels if level == _BLOCKS - 2 else 0
-            self.blocks.append(
-                Block(channels[level + 1] + channels[level] + extra, channels[level], affine=affine)
-            )
+            self.blocks.append(Block(channels[level + 1] + channels[level] + extra, channels[level], affine=affine))
         self.output = nn.Conv2d(width, 1, 1)
 
     def forward(self, levels: list[Tensor], bridge: Tensor | None, dropout: Dropout | None) -> Tensor:

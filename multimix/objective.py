@@ -60,9 +60,7 @@ class Slots:
     unlabelled_segmentation: int
 
 
-def targets(
-    student: MultiMixNetwork, teacher: MultiMixNetwork, batch: Batch, objective: ObjectiveConfig
-) -> Targets:
+def targets(student: MultiMixNetwork, teacher: MultiMixNetwork, batch: Batch, objective: ObjectiveConfig) -> Targets:
     """Make pseudo-labels, mask targets and bridges, deterministically and without gradients.
 
     Weak views go through the teacher, saliency of what the student will decode through the student. An image
@@ -121,13 +119,9 @@ class Losses:
         unlabelled_segmentation = objective.unlabelled_segmentation_weight * unlabelled_ramp
         return (
             self.classification.sum() / max(1, slots.labelled)
-            + unlabelled_classification
-            * self.unlabelled_classification.sum()
-            / max(1, slots.unlabelled_classification)
+            + unlabelled_classification * self.unlabelled_classification.sum() / max(1, slots.unlabelled_classification)
             + objective.segmentation_weight * self.segmentation.sum() / max(1, slots.masked)
-            + unlabelled_segmentation
-            * self.unlabelled_segmentation.sum()
-            / max(1, slots.unlabelled_segmentation)
+            + unlabelled_segmentation * self.unlabelled_segmentation.sum() / max(1, slots.unlabelled_segmentation)
         )
 
 
@@ -159,28 +153,20 @@ def losses(
     classification = unlabelled_classification = segmentation = unlabelled_segmentation = empty
     if config.classification and a + u:
         logits = network.classify([levels[-1][: a + u]])
-        classification = functional.cross_entropy(
-            logits[:a] + batch.log_prior, batch.labels[:a], reduction="none"
-        )
+        classification = functional.cross_entropy(logits[:a] + batch.log_prior, batch.labels[:a], reduction="none")
         unlabelled_classification = target.confident[used] * functional.cross_entropy(
             logits[a:], target.pseudo_labels[used], reduction="none"
         )
-    decoded = torch.cat(
-        [a + torch.nonzero(use_mask[used])[:, 0], torch.arange(a + u, a + u + b, device=images.device)]
-    )
+    decoded = torch.cat([a + torch.nonzero(use_mask[used])[:, 0], torch.arange(a + u, a + u + b, device=images.device)])
     if config.segmentation and decoded.numel():
         v = decoded.numel() - b
         parts = [x for x in (target.strong_bridge, target.masked_bridge) if x is not None]
         mask_dropout = dropout.at(decoded.tolist()) if dropout is not None else None
-        logits = network.decode(
-            [level[decoded] for level in levels], torch.cat(parts) if parts else None, mask_dropout
-        )
+        logits = network.decode([level[decoded] for level in levels], torch.cat(parts) if parts else None, mask_dropout)
         unlabelled_segmentation = _bernoulli_divergence(target.mask_probability, logits[:v])
         segmentation = _dice_loss(logits[v:], batch.masks[:b])
         if objective.cross_entropy_weight:
-            pixels = functional.binary_cross_entropy_with_logits(
-                logits[v:], batch.masks[:b], reduction="none"
-            )
+            pixels = functional.binary_cross_entropy_with_logits(logits[v:], batch.masks[:b], reduction="none")
             segmentation = segmentation + objective.cross_entropy_weight * pixels.mean(dim=(1, 2, 3))
     return Losses(classification, unlabelled_classification, segmentation, unlabelled_segmentation)
 

@@ -5,6 +5,7 @@ only: parameters are held constant, so no parameter gradient is computed, none i
 result is detached data. There is no dropout in it and no mode to restore.
 """
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -28,25 +29,19 @@ class Viewed:
     bridge: Tensor | None  # [n, 2, S/8, S/8]
 
 
-def view(network: MultiMixNetwork, images: Tensor, seeds: tuple[int, ...] = ()) -> Viewed:
-    """Encode images [n, 1, S, S] without dropout and return levels, class scores, saliency and bridge.
-
-    `seeds`, one an image, are used by the control `bridge = random` alone; without them it is keyed by
-    position.
-    """
+def view(network: MultiMixNetwork, images: Tensor) -> Viewed:
+    """Encode images [n, 1, S, S] without dropout and return levels, class scores, saliency and bridge."""
     if network.config.bridge != "saliency":
         with torch.no_grad():
             levels = network.encode(images)
             logits = network.classify(levels) if network.config.classification else None
-            substitute = _substitute(network.config.bridge, images, seeds)
+            substitute = _substitute(network.config.bridge, images)
             return Viewed(levels, logits, substitute, _bridge(images, substitute))
     # Parameters as constants: autograd then walks back to the image alone.
     constants = {name: value.detach() for name, value in network.named_parameters()}
     pixels = images.detach().requires_grad_()
     with torch.enable_grad():
-        levels, logits = functional_call(
-            _Scored(network), {f"network.{k}": v for k, v in constants.items()}, pixels
-        )
+        levels, logits = functional_call(_Scored(network), {f"network.{k}": v for k, v in constants.items()}, pixels)
         (gradient,) = torch.autograd.grad(logits.max(dim=1).values.sum(), pixels)
     saliency = _scaled(gradient.abs(), network.config.saliency_scale)
     return Viewed([level.detach() for level in levels], logits.detach(), saliency, _bridge(images, saliency))
@@ -71,17 +66,19 @@ def _scaled(saliency: Tensor, scale: str) -> Tensor:
     return saliency / (saliency.amax(dim=(1, 2, 3), keepdim=True) + _EPSILON)
 
 
-def _substitute(bridge: str, images: Tensor, seeds: tuple[int, ...]) -> Tensor | None:
+def _substitute(bridge: str, images: Tensor) -> Tensor | None:
+    """Return a control in the place of the saliency; the random one depends on the image's grey levels alone."""
     if bridge == "off":
         return None
     if bridge == "zero":
         return torch.zeros_like(images)
     generator = torch.Generator()
-    maps = []
-    for position in range(images.shape[0]):
-        generator.manual_seed(derive_seed("random saliency", seeds[position] if seeds else position))
-        maps.append(torch.rand(images.shape[1:], generator=generator))
-    return torch.stack(maps).to(images.device, images.dtype) if maps else torch.zeros_like(images)
+    maps = torch.empty_like(images)
+    for position, pixels in enumerate((images * 255.0).round().to(torch.uint8).cpu().numpy()):
+        digest = hashlib.blake2b(pixels.tobytes(), digest_size=8).hexdigest()
+        generator.manual_seed(derive_seed("random saliency", digest))
+        maps[position] = torch.rand(images.shape[1:], generator=generator)
+    return maps
 
 
 def _bridge(images: Tensor, saliency: Tensor | None) -> Tensor | None:

@@ -11,10 +11,11 @@ from multimix.pictures import overlay_strip, png_bytes
 _LABELS = {0: "normal", 1: "pneumonia", 2: "other", -1: "unlabelled"}
 
 
-def sample_pictures(
-    network: MultiMixNetwork, store: Store, rows: np.ndarray, *, count: int
-) -> tuple[Picture, ...]:
-    """Picture `count` images spread evenly over `rows`, masked ones first; captions name no one."""
+def sample_pictures(network: MultiMixNetwork, store: Store, rows: np.ndarray, *, count: int) -> tuple[Picture, ...]:
+    """Picture `count` images spread evenly over `rows`, over the masked ones where there are enough.
+
+    Captions name no one.
+    """
     masked = rows[store.mask_row[rows] >= 0]
     candidates = masked if len(masked) >= count else rows
     if not len(candidates):

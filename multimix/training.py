@@ -39,9 +39,7 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "device = cuda, but torch sees no GPU here: use auto or cpu, or install a CUDA build of torch"
-        )
+        raise ValueError("device = cuda, but torch sees no GPU here: use auto or cpu, or install a CUDA build of torch")
     return torch.device(name)
 
 
@@ -76,7 +74,7 @@ def step_gradients(
     term = losses(student, batch, target, objective, dropout)
     total = term.total(planned, objective, ramp)
     if total.requires_grad:
-        total.backward()
+        torch.autograd.backward(total)
     confident = target.confident[batch.teaches_classifier]
     values = {
         "classification": term.classification,
@@ -174,8 +172,6 @@ def _teachers(data: TrainingData, seen: list[Drawn]) -> dict[str, Teachers]:
         "decoder": (by_mask, mask_only),
     }
     return {
-        module: Teachers(
-            labelled=len(counted[module][0]), unlabelled=len(counted[module][1] - counted[module][0])
-        )
+        module: Teachers(labelled=len(counted[module][0]), unlabelled=len(counted[module][1] - counted[module][0]))
         for module in MODULES
     }

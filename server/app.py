@@ -1,7 +1,5 @@
 """The Flower ServerApp: reads the run configuration and runs one job over Flower's grid."""
 
-import secrets
-from datetime import UTC, datetime
 from pathlib import Path
 
 from flwr.app import Context
@@ -11,6 +9,7 @@ from multimix.contract.run_config import RunConfig, read_run_config
 from multimix.contract.signing import simulation_key
 from multimix.data.licences import licences_by_source
 from multimix.errors import InputError
+from server.folders import new_run_folder
 from server.job import Job, Licences, run_job
 from server.log import log, show_progress
 
@@ -34,8 +33,7 @@ def main(grid: Grid, context: Context) -> None:
 
 def new_job(config: RunConfig) -> Job:
     """Return a job with its run folder; a simulation's key and licences follow from the configuration."""
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    folder = Path(config.out) if config.out else Path("runs") / f"{stamp}-{secrets.token_hex(2)}"
+    folder = Path(config.out) if config.out else new_run_folder()
     return Job(config, folder.absolute(), simulation_key(config.seed), _licences(config))
 
 

@@ -1,6 +1,6 @@
 """The page a person reads: `report.html`, one self-contained file rendered from `Results` after every round.
 
-server/report_tables.py chooses the figures, server/plots.py draws, server/report.html lays out; this module
+server/report_tables.py chooses the figures, server/plots.py draws, server/report.html.md lays out; this module
 puts them together. Nothing is fetched (a content security policy in the page forbids it), text from sites is
 escaped, and an undefined figure is a dash that the page explains.
 """
@@ -181,4 +181,4 @@ def _environment() -> Environment:
     return environment
 
 
-_TEMPLATE = _environment().get_template("report.html")
+_TEMPLATE = _environment().get_template("report.html.md")

@@ -13,8 +13,10 @@ from rich.progress import Progress
 
 from multimix.contract.run_config import RunConfig, Scalar, read_run_config
 from multimix.errors import InputError, MultiMixError
+from multimix.data.hospitals import Hospital
+from server.folders import new_run_folder
 from server.log import show_progress
-from server.results import Results
+from server.results import Results, read_results
 from sim.tables import results_table
 
 EXIT_INPUT, EXIT_INTERRUPTED = 2, 130
@@ -50,47 +52,38 @@ Config = Annotated[
 Workers = Annotated[int, typer.Option(min=1, help="Processes, one torch thread each.")]
 
 
+Rounds = Annotated[int | None, typer.Option(min=1, help="Rounds of the federation.")]
+LocalSteps = Annotated[int | None, typer.Option(min=1, help="Optimiser steps a site takes in a round.")]
+Labels = Annotated[str | None, typer.Option(help='Labels a site may use: "200", "200,jsrt=40", "" for all.')]
+Masks = Annotated[str | None, typer.Option(help="Masks a site may use, written like --labels.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of splits, weights, views and samples.")]
+CompareLocal = Annotated[bool, typer.Option(help="Also train every site alone, for as many steps.")]
+Resume = Annotated[bool, typer.Option(help="Continue the run in --out after its last finished round.")]
+
+
 @app.command()
 def run(  # noqa: PLR0917
     data: Data = None,
     out: Out = "",
     hold_out: HoldOut = "",
-    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of the federation.")] = None,
-    local_steps: Annotated[
-        int | None, typer.Option(min=1, help="Optimiser steps a site takes in a round.")
-    ] = None,
-    labels: Annotated[
-        str | None, typer.Option(help='Labels a site may use: "200", "200,jsrt=40", "" for all.')
-    ] = None,
-    masks: Annotated[str | None, typer.Option(help="Masks a site may use, written like --labels.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of splits, weights, views and samples.")] = 0,
-    compare_local: Annotated[
-        bool, typer.Option(help="Also train every site alone, for as many steps.")
-    ] = False,
-    resume: Annotated[
-        bool, typer.Option(help="Continue the run in --out after its last finished round.")
-    ] = False,
+    rounds: Rounds = None,
+    local_steps: LocalSteps = None,
+    labels: Labels = None,
+    masks: Masks = None,
+    seed: Seed = 0,
+    compare_local: CompareLocal = False,
+    resume: Resume = False,
     config: Config = None,
     workers: Workers = min(2, os.cpu_count() or 1),
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the results as JSON, progress to stderr.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON, progress to stderr.")] = False,
 ) -> None:
     """Train one model across hospitals in this process, with the same server and client code as Flower runs.
 
     One site for each source of the manifest (or each value of site-column). Exit codes: 0 finished, 2 the input
     cannot be used (a paragraph says why), 130 interrupted (run again with --resume).
     """
-    values: dict[str, Scalar] = dict(REAL_DATA_DEFAULTS) if data else {}
-    given = {"rounds": rounds, "local-steps": local_steps, "labels": labels, "masks": masks}
-    values.update({key: value for key, value in given.items() if value is not None})
-    values.update(
-        {"hold-out": hold_out, "seed": seed, "compare-local": compare_local, "resume": resume, "out": out}
-    )
-    if data:
-        values["data"] = str(data.absolute())
     with _explained():
-        values.update(_assignments(config or []))
+        values = _values(data, out, hold_out, rounds, local_steps, labels, masks, seed, compare_local, resume, config)
         run_config = read_run_config(values)
         show_progress(to_stderr=as_json)
         _decode(run_config)
@@ -98,6 +91,41 @@ def run(  # noqa: PLR0917
 
         results, folder = simulate(run_config, workers=workers)
     _show(results, folder, as_json=as_json)
+
+
+@app.command()
+def flower(  # noqa: PLR0917
+    data: Data = None,
+    out: Out = "",
+    hold_out: HoldOut = "",
+    rounds: Rounds = None,
+    local_steps: LocalSteps = None,
+    labels: Labels = None,
+    masks: Masks = None,
+    seed: Seed = 0,
+    compare_local: CompareLocal = False,
+    resume: Resume = False,
+    config: Config = None,
+) -> None:
+    """Do the same by `flwr run .`: Flower's simulation engine, one Ray actor a processor, a SuperLink of its own.
+
+    Exit codes as for run; 1 when the run inside Flower stopped early (its log says why).
+    """
+    with _explained():
+        values = _values(data, out, hold_out, rounds, local_steps, labels, masks, seed, compare_local, resume, config)
+        values["out"] = str(Path(out or new_run_folder()).absolute())
+        values["cache"] = str(Path(str(values.get("cache", RunConfig().cache))).absolute())
+        run_config = read_run_config(values)
+        nodes = len(_decode(run_config))
+        from sim.flower import run_in_flower  # noqa: PLC0415
+
+        flat, default = run_config.flat(), RunConfig().flat()
+        changed = {key: value for key, value in flat.items() if value != default[key]}
+        code = run_in_flower(run_config, nodes=nodes, changed=changed)
+    folder = Path(run_config.out)
+    if code == 0:
+        _show(read_results(folder), folder, as_json=False)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -178,13 +206,34 @@ def _assignments(texts: list[str]) -> dict[str, Scalar]:
     return values
 
 
-def _decode(config: RunConfig) -> None:
+def _values(
+    data: Path | None,
+    out: str,
+    hold_out: str,
+    rounds: int | None,
+    local_steps: int | None,
+    labels: str | None,
+    masks: str | None,
+    seed: int,
+    compare_local: bool,  # noqa: FBT001
+    resume: bool,  # noqa: FBT001
+    config: list[str] | None,
+) -> dict[str, Scalar]:
+    """Gather the run configuration: defaults for real data, then options, then -c."""
+    values: dict[str, Scalar] = {**REAL_DATA_DEFAULTS, "data": str(data.absolute())} if data else {}
+    given = {"rounds": rounds, "local-steps": local_steps, "labels": labels, "masks": masks}
+    values.update({key: value for key, value in given.items() if value is not None})
+    values.update({"hold-out": hold_out, "seed": seed, "compare-local": compare_local, "resume": resume, "out": out})
+    return values | _assignments(config or [])
+
+
+def _decode(config: RunConfig) -> tuple[Hospital, ...]:
     """Decode the images before the run, with a bar."""
     from sim.run import hospitals_of  # noqa: PLC0415
 
     with Progress(console=_err, transient=True) as progress:
         task = progress.add_task("decoding images", total=None)
-        hospitals_of(config, progress=lambda n, total: progress.update(task, completed=n, total=total))
+        return hospitals_of(config, progress=lambda n, total: progress.update(task, completed=n, total=total))
 
 
 def _show(results: Results, folder: Path, *, as_json: bool) -> None:

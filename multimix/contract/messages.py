@@ -6,7 +6,7 @@ bound by hash. Anything unknown is refused, never ignored.
 
 import hashlib
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import numpy as np
 from pydantic import Field
@@ -14,16 +14,18 @@ from pydantic import Field
 from multimix.config import Frozen, MethodConfig, NonNegative, Unit
 from multimix.contract.statistics import EvaluationStatistics
 
-PROTOCOL = 1
+PROTOCOL: Final = 1
 MEAN_MASK_SIDE = 32
 
 MODULES = ("encoder", "classifier", "decoder")  # the units of aggregation: first part of a parameter's name
 
 Weights = dict[str, np.ndarray]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 MeanMask = Annotated[
     tuple[Annotated[int, Field(ge=0, le=255)], ...],
     Field(min_length=MEAN_MASK_SIDE**2, max_length=MEAN_MASK_SIDE**2),
@@ -41,7 +43,7 @@ class ClassCounts(Frozen):
 class SiteCard(Frozen):
     """What a site says about itself before the first round; bounded by its policy."""
 
-    protocol: int = PROTOCOL
+    protocol: Literal[1] = PROTOCOL
     site: Name
     role: Literal["train", "held-out"]
     synthetic: bool
@@ -54,7 +56,7 @@ class SiteCard(Frozen):
     masked_patients: dict[str, Count]  # the same for masks, by convention
     conventions: tuple[str, ...]  # of all masks there are, test patients' too
     # Mean lung mask of those masks by convention, 32 x 32 in steps of 1/255, row by row; only above the minimum cohort.
-    mean_masks: dict[str, MeanMask] = {}
+    mean_masks: dict[str, MeanMask] = Field(default_factory=dict)
     data_fingerprint: str
     software: dict[str, str]
 
@@ -106,7 +108,7 @@ class EvaluateReport(Frozen):
     plan_sha256: Sha256
     split: Literal["validation", "test"]
     statistics: EvaluationStatistics
-    seconds: dict[str, Finite] = {}
+    seconds: dict[str, Seconds] = Field(default_factory=dict)
 
 
 class TrainReport(Frozen):
@@ -120,10 +122,8 @@ class TrainReport(Frozen):
     steps: Count
     teachers: dict[str, Teachers]
     losses: dict[str, Finite]
-    pseudo_label_rate: Unit | None = (
-        None  # share of unlabelled views confident enough to teach the classifier
-    )
-    seconds: dict[str, Finite] = {}
+    pseudo_label_rate: Unit | None = None  # share of unlabelled views confident enough to teach the classifier
+    seconds: dict[str, Seconds] = Field(default_factory=dict)
     evaluation: EvaluateReport | None = None
 
 
@@ -144,7 +144,7 @@ def module_of(parameter: str) -> str:
 
 def canonical_json(document: Frozen) -> str:
     """Return the one text of a document that is signed and hashed."""
-    return json.dumps(document.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return json.dumps(document.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def sha256_text(text: str) -> str:
@@ -156,7 +156,8 @@ def weights_sha256(weights: Weights) -> str:
     """Return the SHA-256 over names, types, shapes and bytes of the weights, in name order."""
     digest = hashlib.sha256()
     for name in sorted(weights):
-        array = np.ascontiguousarray(weights[name])
-        digest.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
+        array = np.asarray(weights[name])
+        # JSON escapes the NUL that ends it, so no choice of names can imitate other arrays.
+        digest.update(json.dumps([name, array.dtype.str, array.shape]).encode() + b"\0")
         digest.update(array.tobytes())
     return digest.hexdigest()

@@ -4,18 +4,22 @@ A request is {"arrays": ArrayRecord, "plan": ConfigRecord}. A reply is {"report"
 training, or {"refusal": ConfigRecord}; pictures ride along as bytes.
 """
 
+import io
+import re
 from typing import TypeVar
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from pydantic import ValidationError
 
+from multimix.config import Frozen
 from multimix.contract.messages import Picture, SiteCard, Weights
 from multimix.contract.signing import SignedPlan
 from multimix.contract.site import Evaluated, Trained
-from multimix.config import Frozen
 from multimix.errors import Refused
 
 ARRAYS, PLAN, REPORT, REFUSAL, PICTURES = "arrays", "plan", "report", "refusal", "pictures"
+MAXIMUM_PICTURES = 64  # as many as a plan may ask for
 _Document = TypeVar("_Document", bound=Frozen)
 
 
@@ -25,8 +29,26 @@ def array_record(weights: Weights) -> ArrayRecord:
 
 
 def unpack_arrays(record: ArrayRecord) -> Weights:
-    """Unpack named arrays; never unpickles."""
-    return {name: array.numpy() for name, array in record.items()}
+    """Unpack named arrays; ValueError for anything but plain arrays of numbers. Never unpickles."""
+    return {name: _numbers(array.data) for name, array in record.items()}
+
+
+def _numbers(data: bytes) -> np.ndarray:
+    """Read an array that `numpy.save` wrote, in its version 1.0.
+
+    The sender is not trusted: unlike `numpy.load`, this takes no pickle and no archive, and reserves no memory that
+    the data do not fill.
+    """
+    file = io.BytesIO(data)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("not an array")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.kind not in "fiu":
+        raise ValueError("not numbers")
+    values = np.frombuffer(data, dtype, offset=file.tell())
+    if len(shape) > 0 and min(shape) < 0:
+        raise ValueError("a negative length")
+    return values.reshape(shape, order="F" if fortran else "C").copy()
 
 
 def plan_record(signed: SignedPlan) -> ConfigRecord:
@@ -57,9 +79,7 @@ def trained_reply(trained: Trained) -> RecordDict:
 
 def evaluated_reply(evaluated: Evaluated) -> RecordDict:
     """Pack an evaluation answer."""
-    records: dict[str, ConfigRecord] = {
-        REPORT: ConfigRecord({"document": evaluated.report.model_dump_json()})
-    }
+    records: dict[str, ConfigRecord] = {REPORT: ConfigRecord({"document": evaluated.report.model_dump_json()})}
     if evaluated.pictures:
         records[PICTURES] = ConfigRecord(
             {
@@ -76,10 +96,15 @@ def refusal_reply(refused: Refused) -> RecordDict:
 
 
 def read_reply(content: RecordDict, kind: type[_Document]) -> _Document:
-    """Return the report of a reply; raise `Refused` with the site's own reason, or `reply_malformed`."""
+    """Return the report of a reply; raise `Refused` with the site's own reason, or `reply_malformed`.
+
+    Reason and detail go into logs and reports: a reason that is no code is `unknown`, a detail is one printable line.
+    """
     if REFUSAL in content.config_records:
         refusal = content.config_records[REFUSAL]
-        raise Refused(str(refusal.get("reason", "unknown"))[:64], str(refusal.get("detail", ""))[:200])
+        reason, detail = str(refusal.get("reason")), str(refusal.get("detail", ""))[:200]
+        is_code = re.fullmatch(r"[a-z][a-z0-9_]{0,63}", reason)
+        raise Refused(reason if is_code else "unknown", "".join(c if c.isprintable() else " " for c in detail))
     try:
         return kind.model_validate_json(str(content.config_records[REPORT]["document"]))
     except (KeyError, ValidationError):
@@ -87,13 +112,13 @@ def read_reply(content: RecordDict, kind: type[_Document]) -> _Document:
 
 
 def read_pictures(content: RecordDict) -> tuple[Picture, ...]:
-    """Return the pictures of a reply, none if there are none."""
+    """Return the pictures of a reply, none if there are none; `reply_malformed` for anything else."""
     record = content.config_records.get(PICTURES)
     if record is None:
         return ()
-    captions, pngs = record["captions"], record["pngs"]
-    if not isinstance(captions, list) or not isinstance(pngs, list):
+    captions, pngs = record.get("captions"), record.get("pngs")
+    if not isinstance(captions, list) or not isinstance(pngs, list) or len(captions) != len(pngs):
         raise Refused("reply_malformed")
-    return tuple(
-        Picture(caption=str(c), png=p) for c, p in zip(captions, pngs, strict=True) if isinstance(p, bytes)
-    )
+    if len(pngs) > MAXIMUM_PICTURES or not all(isinstance(png, bytes) for png in pngs):
+        raise Refused("reply_malformed")
+    return tuple(Picture(caption=str(caption), png=png) for caption, png in zip(captions, pngs, strict=True))

@@ -22,7 +22,13 @@ def _dashed(name: str) -> str:
 class RunConfig(Frozen):
     """One job, from the data to the number of rounds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=_dashed, populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=_dashed,
+        populate_by_name=True,
+        coerce_numbers_to_str=True,  # `flwr run -c "labels=200"` gives a number
+    )
 
     # The job
     title: str = "Federated MultiMix"
@@ -32,7 +38,7 @@ class RunConfig(Frozen):
     # The method
     preset: PresetName = "modern"
     row: RowName = "multimix"
-    image_size: Annotated[int, Field(ge=16, le=1024, multiple_of=16)] = 64
+    image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=16)] = 64
     width: Annotated[int, Field(ge=2, le=128)] = 16
     learning_rate: Annotated[float, Field(ge=0, le=1)] = 0.0  # 0 keeps the preset's
     # The federation
@@ -48,9 +54,7 @@ class RunConfig(Frozen):
     deadline_s: Annotated[float, Field(gt=0, le=1_000_000)] = 3600.0
     maximum_update_norm: Annotated[float, Field(gt=0, le=1e6)] = 100.0
     compare_local: bool = False  # train each site alone as well, for as many steps
-    pictures: Annotated[int, Field(ge=0, le=64)] = (
-        4  # sample predictions a site may show, where its policy lets it
-    )
+    pictures: Annotated[int, Field(ge=0, le=64)] = 4  # sample predictions a site may show, where its policy lets it
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # The data of a simulation
     data: str = ""  # a folder with manifest.csv; "" draws synthetic phantoms

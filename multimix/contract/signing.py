@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from multimix.contract.messages import PROTOCOL, RoundPlan, canonical_json, sha256_text
 from multimix.errors import Refused
@@ -26,6 +26,12 @@ class SignedPlan:
         return sha256_text(self.document)
 
 
+class _AnyPlan(BaseModel):
+    """What a plan of every protocol says; what a later one adds is not for this version to judge."""
+
+    protocol: int
+
+
 def sign(plan: RoundPlan, key: Ed25519PrivateKey) -> SignedPlan:
     """Sign a plan."""
     document = canonical_json(plan)
@@ -39,12 +45,12 @@ def verified(signed: SignedPlan, key: Ed25519PublicKey) -> RoundPlan:
     except (InvalidSignature, ValueError):
         raise Refused("plan_signature") from None
     try:
-        plan = RoundPlan.model_validate_json(signed.document)
+        asked = _AnyPlan.model_validate_json(signed.document).protocol
+        if asked != PROTOCOL:
+            raise Refused("protocol_unknown", f"asked {asked}, spoken {PROTOCOL}")
+        return RoundPlan.model_validate_json(signed.document)
     except ValidationError:
         raise Refused("plan_malformed") from None
-    if plan.protocol != PROTOCOL:
-        raise Refused("protocol_unknown", f"asked {plan.protocol}, spoken {PROTOCOL}")
-    return plan
 
 
 def public_text(key: Ed25519PrivateKey) -> str:
