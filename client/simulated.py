@@ -4,10 +4,12 @@ A simulated site trains without differential privacy and shows sample pictures, 
 public; its policy says so. Real hospitals are set up by `multimix-site`.
 """
 
+import re
 from pathlib import Path
 
 from client.policy import SitePolicy
 from client.site import LocalSite
+from multimix.contract.messages import NAME_PATTERN
 from multimix.contract.run_config import RunConfig
 from multimix.contract.signing import simulation_key
 from multimix.data.hospitals import FederationData, Hospital, Progress, hospitals
@@ -31,12 +33,25 @@ def federation_data(config: RunConfig, *, nodes: int) -> FederationData:
         image_size=config.image_size,
         fit=config.fit,
         seed=config.seed,
+        mask_convention=config.mask_convention,
     )
 
 
 def simulated_hospitals(config: RunConfig, *, nodes: int, progress: Progress | None = None) -> tuple[Hospital, ...]:
-    """Return the hospitals, by name; decodes the images on first use."""
-    return hospitals(federation_data(config, nodes=nodes), cache=Path(config.cache), progress=progress)
+    """Return the hospitals, by name; decodes the images on first use.
+
+    Raises:
+        InputError: the images cannot be used, or a hospital's name cannot travel.
+    """
+    found = hospitals(federation_data(config, nodes=nodes), cache=Path(config.cache), progress=progress)
+    for hospital in found:
+        if not re.fullmatch(NAME_PATTERN, hospital.name):
+            raise RunConfigError(
+                "hospital_name",
+                f"The hospital {hospital.name!r} (site-column = {config.site_column}) cannot be the name of a site: "
+                "use 1 to 64 letters, digits, points, underscores and hyphens, the first a letter or digit.",
+            )
+    return found
 
 
 def simulated_site(config: RunConfig, *, partition: int, nodes: int) -> LocalSite:

@@ -29,7 +29,7 @@ from multimix.contract.signing import SignedPlan, verified
 from multimix.contract.site import Evaluated, Trained
 from multimix.contract.statistics import suppress
 from multimix.data.hospitals import Hospital
-from multimix.data.sampling import Pools, make_pools, patients
+from multimix.data.sampling import Pools, make_pools, mask_rows, patients
 from multimix.data.store import Store
 from multimix.errors import Refused
 from multimix.evaluation import ModelTime, evaluate, reduce_mean_mask
@@ -58,7 +58,8 @@ class LocalSite:
     def describe(self) -> SiteCard:
         """Count what policy lets the site say; small groups of masks give no mean mask."""
         pools = self._pools(None)
-        conventions = sorted(set(self.store.convention[pools.labelled_segmentation].tolist()))
+        masked_rows = mask_rows(self.store, self.hospital.evaluation_rows(self.store, "train"), None)
+        conventions = sorted(set(self.store.convention[masked_rows].tolist()))
         by_convention = {name: self._pools(name) for name in conventions}
         masked = {name: patients(self.store, p.labelled_segmentation) for name, p in by_convention.items()}
         labelled = pools.labelled_classification
@@ -66,7 +67,7 @@ class LocalSite:
             site=self.hospital.name,
             role=self.hospital.role,
             synthetic=self.synthetic,
-            device=str(resolve_device(self.device)),
+            device=str(self._torch_device()),
             image_size=self.store.image_size,
             images=len(self.hospital.rows),
             patients=patients(self.store, self.hospital.rows),
@@ -148,13 +149,21 @@ class LocalSite:
             raise Refused("image_size", f"asked {plan.method.network.image_size} px, stored {self.store.image_size} px")
         if weights_sha256(weights) != plan.weights_sha256:
             raise Refused("weights_hash")
-        network = MultiMixNetwork(plan.method.network)
+        if any(value.dtype != np.float32 for value in weights.values()):
+            raise Refused("weights_type")
+        device, network = self._torch_device(), MultiMixNetwork(plan.method.network)
         try:
             load_into(network, weights)
         except ValueError:
             raise Refused("weights_shape") from None
         self._replays.admit(plan, signed.sha256)
-        return plan, network.to(resolve_device(self.device))
+        return plan, network.to(device)
+
+    def _torch_device(self) -> torch.device:
+        try:
+            return resolve_device(self.device)
+        except ValueError:
+            raise Refused("device_unavailable") from None
 
     def _pools(self, convention: str | None) -> Pools:
         conventions = None if convention is None else frozenset((convention,))

@@ -109,9 +109,9 @@ class Losses:
     """The terms per image, unweighted; empty where the group is empty."""
 
     classification: Tensor  # [a]
-    unlabelled_classification: Tensor  # [u], 0 where not confident
+    unlabelled_classification: Tensor  # [c] of the c images that teach the classifier, 0 where not confident
     segmentation: Tensor  # [b]
-    unlabelled_segmentation: Tensor  # [v]
+    unlabelled_segmentation: Tensor  # [v] of the v images that teach the decoder
 
     def total(self, slots: Slots, objective: ObjectiveConfig, unlabelled_ramp: float = 1.0) -> Tensor:
         """Weigh and add the terms; `unlabelled_ramp` in [0, 1] scales those without labels."""
@@ -151,11 +151,12 @@ def losses(
         dropout = _chosen(dropout, batch, used, a, b)
     levels = network.encode(images, dropout)
     classification = unlabelled_classification = segmentation = unlabelled_segmentation = empty
-    if config.classification and a + u:
-        logits = network.classify([levels[-1][: a + u]])
+    classified = torch.cat([torch.arange(a, device=images.device), a + torch.nonzero(use_class[used])[:, 0]])
+    if classified.numel():  # else no gradient; one of zeros would let weight decay move what nobody taught
+        logits = network.classify([levels[-1][classified]])
         classification = functional.cross_entropy(logits[:a] + batch.log_prior, batch.labels[:a], reduction="none")
-        unlabelled_classification = target.confident[used] * functional.cross_entropy(
-            logits[a:], target.pseudo_labels[used], reduction="none"
+        unlabelled_classification = target.confident[use_class] * functional.cross_entropy(
+            logits[a:], target.pseudo_labels[use_class], reduction="none"
         )
     decoded = torch.cat([a + torch.nonzero(use_mask[used])[:, 0], torch.arange(a + u, a + u + b, device=images.device)])
     if config.segmentation and decoded.numel():

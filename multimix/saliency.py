@@ -31,6 +31,7 @@ class Viewed:
 
 def view(network: MultiMixNetwork, images: Tensor) -> Viewed:
     """Encode images [n, 1, S, S] without dropout and return levels, class scores, saliency and bridge."""
+    images = images.detach()
     if network.config.bridge != "saliency":
         with torch.no_grad():
             levels = network.encode(images)
@@ -39,7 +40,7 @@ def view(network: MultiMixNetwork, images: Tensor) -> Viewed:
             return Viewed(levels, logits, substitute, _bridge(images, substitute))
     # Parameters as constants: autograd then walks back to the image alone.
     constants = {name: value.detach() for name, value in network.named_parameters()}
-    pixels = images.detach().requires_grad_()
+    pixels = images.clone().requires_grad_()
     with torch.enable_grad():
         levels, logits = functional_call(_Scored(network), {f"network.{k}": v for k, v in constants.items()}, pixels)
         (gradient,) = torch.autograd.grad(logits.max(dim=1).values.sum(), pixels)

@@ -17,6 +17,7 @@ from torch import Tensor
 from multimix.batches import Drawn, TrainingData, draw_rows, make_batch, slots
 from multimix.config import MethodConfig, ObjectiveConfig, OptimiserConfig
 from multimix.contract.messages import MODULES, LocalWork, Teachers
+from multimix.errors import InputError
 from multimix.network import Dropout, MultiMixNetwork
 from multimix.objective import Batch, Slots, losses, targets
 
@@ -35,11 +36,14 @@ class Training:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device for `auto`, `cpu` or `cuda`; ValueError when CUDA is asked for and absent."""
+    """Return the device for `auto`, `cpu` or `cuda`; InputError `device_missing` when CUDA is asked for and absent."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device = cuda, but torch sees no GPU here: use auto or cpu, or install a CUDA build of torch")
+        raise InputError(
+            "device_missing",
+            "device = cuda, but torch sees no GPU here: use auto or cpu, or install a CUDA build of torch.",
+        )
     return torch.device(name)
 
 

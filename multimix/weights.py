@@ -32,7 +32,8 @@ def load_into(network: MultiMixNetwork, weights: Weights) -> MultiMixNetwork:
 
 def save_model(path: Path, weights: Weights, config: NetworkConfig) -> None:
     """Write weights and the network's configuration to one safetensors file."""
-    write_atomically(path, save(weights, metadata={"network": config.model_dump_json()}))
+    arrays = {name: np.asarray(value, order="C") for name, value in weights.items()}  # save() takes no other order
+    write_atomically(path, save(arrays, metadata={"network": config.model_dump_json()}))
 
 
 def load_model(path: Path) -> MultiMixNetwork:
@@ -42,7 +43,7 @@ def load_model(path: Path) -> MultiMixNetwork:
             config = NetworkConfig.model_validate(json.loads((file.metadata() or {})["network"]))
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
         return load_into(MultiMixNetwork(config), weights)
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             "model_unreadable",
             f"{path} is no model of this software ({type(error).__name__}): give the model.safetensors of a run folder",

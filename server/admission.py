@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from multimix.contract.messages import MODULES, SiteCard, Teachers, TrainReport, Weights, weights_sha256
+from multimix.contract.messages import (
+    MODULES,
+    EvaluateReport,
+    SiteCard,
+    Teachers,
+    TrainReport,
+    Weights,
+    weights_sha256,
+)
 from multimix.errors import Refused
 
 
@@ -41,15 +49,23 @@ def admit(
         raise Refused("wrong_round", f"answered {report.round}, asked {round_number}")
     if report.plan_sha256 != plan_sha256:
         raise Refused("wrong_plan")
+    if report.evaluation is not None:
+        check_evaluation(report.evaluation, card=card, job_id=job_id, plan_sha256=plan_sha256)
     _check_arrays(weights, sent)
     if weights_sha256(weights) != report.weights_sha256:
         raise Refused("weights_hash")
-    norm = float(
-        np.sqrt(sum(np.square(weights[name].astype(np.float64) - sent[name]).sum() for name in sorted(sent)))
-    )
+    norm = float(np.sqrt(sum(np.square(weights[name].astype(np.float64) - sent[name]).sum() for name in sorted(sent))))
     if not norm <= maximum_update_norm:
         raise Refused("update_norm", f"{norm:.3g} is above {maximum_update_norm:.3g}")
     return Update(card.site, report.model_copy(update={"teachers": capped(report, card)}), weights, norm)
+
+
+def check_evaluation(report: EvaluateReport, *, card: SiteCard, job_id: str, plan_sha256: str) -> None:
+    """Refuse figures of another site, job or plan, or over more images than the site's card holds."""
+    if (report.site, report.job_id, report.plan_sha256) != (card.site, job_id, plan_sha256):
+        raise Refused("evaluation_mismatch")
+    if report.statistics.images > card.images:
+        raise Refused("evaluation_images", f"{report.statistics.images} are above {card.images}")
 
 
 def _check_arrays(weights: Weights, sent: Weights) -> None:

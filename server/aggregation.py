@@ -54,9 +54,7 @@ def average(previous: Weights, updates: Iterable[Update], *, unlabelled_weight: 
                 mean += shares[module][update.site] * update.weights[name].astype(np.float64)
         result[name] = mean.astype(value.dtype)
     present = {module_of(name) for name in previous}
-    return Average(
-        result, {m: s for m, s in shares.items() if m in present}, tuple(m for m in kept if m in present)
-    )
+    return Average(result, {m: s for m, s in shares.items() if m in present}, tuple(m for m in kept if m in present))
 
 
 def _weight(update: Update, module: str, unlabelled_weight: float) -> float:
@@ -69,7 +67,7 @@ def order(node: int, arrays: ArrayRecord, plan: ConfigRecord, kind: str) -> Mess
     return Message(content=RecordDict({ARRAYS: arrays, PLAN: plan}), message_type=kind, dst_node_id=node)
 
 
-class ModuleAverage(FedAvg):  # type: ignore[misc]
+class ModuleAverage(FedAvg):
     """Flower's FedAvg with our weighting; it asks the nodes it is told to and never waits for absent ones.
 
     The round loop admits replies first and puts the admitted ones here, by message.

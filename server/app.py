@@ -16,7 +16,7 @@ from server.log import log, show_progress
 app = ServerApp()
 
 
-@app.main()
+@app.main()  # type: ignore[untyped-decorator]
 def main(grid: Grid, context: Context) -> None:
     """Run the job that the run configuration describes."""
     show_progress()
@@ -26,7 +26,7 @@ def main(grid: Grid, context: Context) -> None:
         log.info("run folder: %s", job.folder)
         results = run_job(grid, job)
     except InputError as error:
-        log.error("stopped (%s): %s", error.reason, error)  # noqa: TRY400  (the person needs the paragraph, no trace)
+        log.error("stopped (%s): %s", error.reason, error)  # the person needs the paragraph, no trace
         raise SystemExit(1) from None
     log.info("%s: %s", results.status, job.folder / "report.html")
 

@@ -6,15 +6,15 @@ disagree: the file is written beside the old one and renamed.
 
 from pathlib import Path
 
-from pydantic import ValidationError
+import numpy as np
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from multimix.config import Frozen
 from multimix.contract.messages import SiteCard, Weights, sha256_text, weights_sha256
 from multimix.errors import CheckpointError
-from multimix.files import write_atomically
-from server.results import RoundResult
+from server.results import RoundResult, replace_file
 
 FILE = "checkpoint.safetensors"
 
@@ -28,16 +28,17 @@ class JobState(Frozen):
     cards: dict[str, SiteCard]
     mask_convention: str | None
     rounds: tuple[RoundResult, ...] = ()
-    local_only: dict[str, dict[str, float | None]] = {}
+    local_only: dict[str, dict[str, float | None]] = Field(default_factory=dict)
     started: str
     seconds: float = 0.0  # spent before, over all parts
 
 
 def write_checkpoint(folder: Path, state: JobState, weights: Weights) -> None:
-    """Replace the checkpoint; OSError leaves the old one."""
+    """Replace the checkpoint; InputError `unwritable-file` leaves the old one."""
     document = state.model_dump_json()
     metadata = {"state": document, "sha256": sha256_text(document + weights_sha256(weights))}
-    write_atomically(folder / FILE, save(dict(weights), metadata=metadata))
+    arrays = {name: np.asarray(value, order="C") for name, value in weights.items()}  # save() takes no other order
+    replace_file(folder / FILE, save(arrays, metadata=metadata))
 
 
 def read_checkpoint(folder: Path, *, config_sha256: str) -> tuple[JobState, Weights]:
@@ -71,6 +72,4 @@ def read_checkpoint(folder: Path, *, config_sha256: str) -> tuple[JobState, Weig
 
 
 def _damaged(path: Path, why: str) -> str:
-    return (
-        f"{path} is truncated or altered ({why}): it cannot be resumed; start the run again without resume."
-    )
+    return f"{path} is truncated or altered ({why}): it cannot be resumed; start the run again without resume."

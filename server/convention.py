@@ -1,9 +1,12 @@
-"""Which drawing convention of lung masks a run learns, and the mean mask that every model must beat."""
+"""Which drawing convention of lung masks a run learns, figures by it, and the mean mask that every model must beat."""
 
 from collections import Counter
 
 from multimix.contract.messages import MeanMask, SiteCard
+from multimix.contract.statistics import EvaluationStatistics
 from multimix.errors import RunConfigError
+from multimix.metrics import summarise
+from server.results import Metrics
 
 
 def choose_convention(cards: dict[str, SiteCard], asked: str) -> str | None:
@@ -41,8 +44,13 @@ def federated_mean_mask(cards: dict[str, SiteCard], convention: str | None) -> M
             continue
         for name, mask in sorted(card.mean_masks.items()):
             if convention in (None, name):
-                count = card.masked_patients[name]
+                count = card.masked_patients.get(name, 0)
                 weighted = [count * value for value in mask]
                 sums = weighted if sums is None else [a + b for a, b in zip(sums, weighted, strict=True)]
                 total += count
     return tuple(round(value / total) for value in sums) if sums and total else None
+
+
+def site_figures(statistics: EvaluationStatistics, convention: str | None) -> Metrics:
+    """Return a site's figures, by the learned convention where the site has it, else by whatever it has."""
+    return summarise(statistics, convention if convention in statistics.segmentation else None)

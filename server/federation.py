@@ -5,13 +5,14 @@ that their node showed at the start, never by what a later reply calls itself.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from multimix.contract.messages import SiteCard
+from multimix.contract.messages import PROTOCOL, SiteCard
 from multimix.contract.records import read_reply
 from multimix.errors import Refused
 from server.log import log
@@ -36,12 +37,16 @@ class Federation:
     def present(self, sites: Iterable[str]) -> list[str]:
         """Return those of the sites whose node is connected now."""
         connected = set(self.grid.get_node_ids())
-        return [site for site in sites if self.nodes[site] in connected]
+        return [site for site in sites if self.nodes.get(site) in connected]
 
     def exchange(self, messages: list[Message], *, deadline_s: float) -> dict[int, Message]:
         """Send messages and return the replies by node, at the latest at the deadline."""
         replies = self.grid.send_and_receive(messages, timeout=deadline_s)
         return {reply.metadata.src_node_id: reply for reply in replies}
+
+    def reply_of(self, site: str, replies: dict[int, Message]) -> Message | None:
+        """Return a site's reply; None where it gave none, or is not there."""
+        return replies.get(self.nodes[site]) if site in self.nodes else None
 
 
 def connected_nodes(
@@ -68,17 +73,24 @@ def describe(grid: Grid, *, at_least: int, deadline_s: float) -> Federation:
     nodes = connected_nodes(grid, at_least=at_least, deadline_s=deadline_s)
     orders = [Message(RecordDict(), dst_node_id=node, message_type=MessageType.QUERY) for node in nodes]
     replies = federation.exchange(orders, deadline_s=deadline_s)
+    cards: dict[int, SiteCard] = {}
     for node in nodes:
         try:
-            card = _card(replies.get(node))
-            if card.site in federation.nodes:
-                raise Refused("site_name_taken", card.site)
+            cards[node] = _card(replies.get(node))
         except Refused as refused:
-            federation.declined[str(node)] = refused.reason
-            log.warning("a node gave no site card: %s", refused)
-            continue
-        federation.nodes[card.site], federation.cards[card.site] = node, card
+            _decline(federation, node, refused.reason)
+    names = Counter(card.site for card in cards.values())
+    for node, card in cards.items():
+        if names[card.site] > 1:
+            _decline(federation, node, "site_name_taken")
+        else:
+            federation.nodes[card.site], federation.cards[card.site] = node, card
     return federation
+
+
+def _decline(federation: Federation, node: int, reason: str) -> None:
+    federation.declined[str(node)] = reason
+    log.warning("node %d does not take part: %s", node, reason)
 
 
 def content(reply: Message | None) -> RecordDict:
@@ -91,4 +103,7 @@ def content(reply: Message | None) -> RecordDict:
 
 
 def _card(reply: Message | None) -> SiteCard:
-    return read_reply(content(reply), SiteCard)
+    card = read_reply(content(reply), SiteCard)
+    if card.protocol != PROTOCOL:
+        raise Refused("protocol_unknown")
+    return card

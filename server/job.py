@@ -14,7 +14,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.serverapp import Grid
 
-from multimix.contract.messages import SiteCard, Weights, canonical_json, sha256_text
+from multimix.contract.messages import Weights, canonical_json, sha256_text
 from multimix.contract.run_config import RunConfig
 from multimix.errors import InputError, RunConfigError
 from multimix.network import new_network
@@ -26,8 +26,8 @@ from server.local_only import train_alone
 from server.log import log
 from server.model_card import model_card, write_model_card
 from server.publish import assemble, publish, write_pictures
-from server.results import Results
-from server.rounds import Orders, RoundOutcome, check_federation, evaluate_everywhere, quorum_of, train_round
+from server.results import Results, RoundResult, unwritable
+from server.rounds import Orders, check_federation, evaluate_everywhere, quorum_of, train_round
 
 # Settings that may differ between the parts of a resumed run: they do not change its weights.
 _FREE = {"out", "resume", "title", "deadline_s", "cache", "device", "pictures", "data", "quorum"}
@@ -46,44 +46,42 @@ class Job:
 
 def config_sha256(config: RunConfig) -> str:
     """Return the hash of all settings that must not change between the parts of a run."""
-    return sha256_text(
-        canonical_json(config.model_copy(update={k: RunConfig.model_fields[k].default for k in _FREE}))
-    )
+    return sha256_text(canonical_json(config.model_copy(update={k: RunConfig.model_fields[k].default for k in _FREE})))
 
 
-def run_job(
-    grid: Grid, job: Job, *, after_round: Callable[[JobState], None] = lambda _state: None
-) -> Results:
+def run_job(grid: Grid, job: Job, *, after_round: Callable[[JobState], None] = lambda _state: None) -> Results:
     """Run or resume a job to its end and return the results; everything is in the run folder.
+
+    Whatever stops it leaves a checkpoint to resume from, and results that say "stopped".
 
     Raises:
         InputError: the job cannot begin or go on; what was finished stays in the checkpoint.
     """
     config, folder = job.config, job.folder
-    state, weights = _begin(config, folder)
+    resumed = _resumed(config, folder)
     federation = describe(grid, at_least=config.quorum, deadline_s=config.deadline_s)
     check_federation(federation, config)
-    if state is None:
-        state = _first_state(config, federation)
+    state, weights = _continued(*resumed, federation) if resumed else _first(config, federation)
     orders = Orders(
         job_id=state.job_id,
         config=config,
         key=job.key,
         mask_convention=state.mask_convention,
-        mean_mask=federated_mean_mask(federation.cards, state.mask_convention),
+        mean_mask=federated_mean_mask(state.cards, state.mask_convention),
     )
-    state = state.model_copy(update={"cards": _known_cards(state, federation)})
     _announce(state, config, federation)
+    write_checkpoint(folder, state, weights)
     try:
-        state, weights = _train(federation, orders, job, state, weights, after_round)
+        state, weights = _train(federation, orders, job, state, weights, after_round=after_round)
         state = _compare_local(federation, orders, job, state, weights)
+        return _finish(federation, orders, job, state, weights)
     except BaseException:
-        publish(assemble(config, state, status="stopped"), folder)
+        _publish_stopped(job)
         raise
-    return _finish(federation, orders, job, state, weights)
 
 
-def _begin(config: RunConfig, folder: Path) -> tuple[JobState | None, Weights]:
+def _resumed(config: RunConfig, folder: Path) -> tuple[JobState, Weights] | None:
+    """Return what the checkpoint holds where the run resumes, None for a new one in an unused folder."""
     if config.resume:
         return read_checkpoint(folder, config_sha256=config_sha256(config))
     if (folder / FILE).exists():
@@ -91,11 +89,12 @@ def _begin(config: RunConfig, folder: Path) -> tuple[JobState | None, Weights]:
             "out_in_use",
             f"{folder} already holds a run: continue it with resume = true, or choose another out.",
         )
-    return None, export(new_network(config.method().network, config.seed))
+    return None
 
 
-def _first_state(config: RunConfig, federation: Federation) -> JobState:
-    return JobState(
+def _first(config: RunConfig, federation: Federation) -> tuple[JobState, Weights]:
+    """Return the state of a new job: no round done, every site that described itself known."""
+    state = JobState(
         job_id=f"job-{secrets.token_hex(6)}",
         config_sha256=config_sha256(config),
         round=0,
@@ -103,10 +102,26 @@ def _first_state(config: RunConfig, federation: Federation) -> JobState:
         mask_convention=choose_convention(federation.cards, config.mask_convention),
         started=datetime.now(UTC).isoformat(),
     )
+    return state, export(new_network(config.method().network, config.seed))
 
 
-def _known_cards(state: JobState, federation: Federation) -> dict[str, SiteCard]:
-    return {**state.cards, **federation.cards}
+def _continued(state: JobState, weights: Weights, federation: Federation) -> tuple[JobState, Weights]:
+    """Return the state with the cards shown now; a site that is away keeps its card and counts as absent."""
+    for site, card in sorted(federation.cards.items()):
+        if site not in state.cards:
+            log.warning("  %s was not part of this job before", site)
+        elif card.data_fingerprint != state.cards[site].data_fingerprint:
+            log.warning("  %s has other images than before: this is not the run it would have been", site)
+    return state.model_copy(update={"cards": {**state.cards, **federation.cards}}), weights
+
+
+def _publish_stopped(job: Job) -> None:
+    """Publish what the checkpoint holds; where that fails too, the first error is the one to tell."""
+    try:
+        state, _ = read_checkpoint(job.folder, config_sha256=config_sha256(job.config))
+        publish(assemble(job.config, state, status="stopped", licences=job.licences), job.folder)
+    except InputError as error:
+        log.warning("the report of the stopped run was not written: %s", error.reason)
 
 
 def _announce(state: JobState, config: RunConfig, federation: Federation) -> None:
@@ -125,28 +140,25 @@ def _train(
     job: Job,
     state: JobState,
     weights: Weights,
+    *,
     after_round: Callable[[JobState], None],
 ) -> tuple[JobState, Weights]:
     config, folder = job.config, job.folder
-    sites = sorted(
-        site for site, card in state.cards.items() if card.role == "train" and site in federation.nodes
-    )
+    sites = sorted(site for site, card in state.cards.items() if card.role == "train")
     for number in range(state.round + 1, config.rounds + 1):
         outcome = train_round(federation, orders, weights, number, sites)
         if not outcome.quorum_met:
-            reasons = ", ".join(
-                f"{s}: {r.reason}" for s, r in outcome.record.sites.items() if r.state != "accepted"
-            )
+            reasons = ", ".join(f"{s}: {r.reason}" for s, r in outcome.record.sites.items() if r.state != "accepted")
             raise InputError(
                 "quorum",
                 f"Round {number} had fewer than {quorum_of(config, len(sites))} accepted sites ({reasons}). The rounds "
                 f"before it are in {folder}: mend the sites and run again with resume = true, or lower quorum.",
             )
         started = time.perf_counter()
-        state = _with_round(state, outcome, checkpoint_s=0.0)
+        state = _with_round(state, outcome.record)
         write_checkpoint(folder, state, outcome.weights)
         saved = time.perf_counter()
-        publish(assemble(config, state, status="running"), folder)
+        publish(assemble(config, state, status="running", licences=job.licences), folder)
         weights = outcome.weights
         state = _timed(state, checkpoint_s=saved - started, report_s=time.perf_counter() - saved)
         _progress(state, config)
@@ -154,13 +166,12 @@ def _train(
     return state, weights
 
 
-def _with_round(state: JobState, outcome: RoundOutcome, *, checkpoint_s: float) -> JobState:
-    del checkpoint_s
+def _with_round(state: JobState, record: RoundResult) -> JobState:
     return state.model_copy(
         update={
-            "round": outcome.record.round,
-            "rounds": (*state.rounds, outcome.record),
-            "seconds": state.seconds + outcome.record.seconds,
+            "round": record.round,
+            "rounds": (*state.rounds, record),
+            "seconds": state.seconds + record.seconds,
         }
     )
 
@@ -202,9 +213,7 @@ def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _compare_local(
-    federation: Federation, orders: Orders, job: Job, state: JobState, weights: Weights
-) -> JobState:
+def _compare_local(federation: Federation, orders: Orders, job: Job, state: JobState, weights: Weights) -> JobState:
     if not job.config.compare_local or state.local_only:
         return state
     initial = export(new_network(job.config.method().network, job.config.seed))
@@ -223,12 +232,18 @@ def _finish(federation: Federation, orders: Orders, job: Job, state: JobState, w
     for site, reason in scores.refused.items():
         log.warning("  %s gave no figures: %s", site, reason)
     pictures = write_pictures(job.folder, scores)
-    results = assemble(
-        job.config, state, status="finished", scores=scores, pictures=pictures, licences=job.licences
-    )
-    save_model(job.folder / "model.safetensors", weights, job.config.method().network)
+    results = assemble(job.config, state, status="finished", scores=scores, pictures=pictures, licences=job.licences)
+    _save_model(job, weights)
     parameters = sum(value.size for value in weights.values())
     every_licence = tuple(sorted({licence for names in job.licences.values() for licence in names}))
     write_model_card(model_card(results, parameters=parameters, data_licences=every_licence), job.folder)
     publish(results, job.folder)
     return results
+
+
+def _save_model(job: Job, weights: Weights) -> None:
+    path = job.folder / "model.safetensors"
+    try:
+        save_model(path, weights, job.config.method().network)
+    except OSError as error:
+        raise unwritable(path, error) from error

@@ -111,9 +111,7 @@ def _package_version(results: Results) -> str:
 
 def _site_data(results: Results, name: str) -> SiteData:
     site = results.sites[name]
-    return SiteData(
-        role=site.role, counts=site.counts, mask_conventions=site.mask_conventions, licences=site.licences
-    )
+    return SiteData(role=site.role, counts=site.counts, mask_conventions=site.mask_conventions, licences=site.licences)
 
 
 def _synthetic(results: Results) -> str:
@@ -135,7 +133,7 @@ def _one_class(results: Results) -> str:
     names = [
         name
         for name, site in results.sites.items()
-        if (site.counts.normal_labels_used > 0) != (site.counts.pneumonia_labels_used > 0)
+        if (site.counts.normal_patients > 0) != (site.counts.pneumonia_patients > 0)
         or (site.metrics.get("labelled_images") and site.metrics.get("auroc") is None)
     ]
     if not names:
@@ -150,9 +148,9 @@ def _confounded(results: Results) -> str:
     """Labels and sources go together unless every teaching site holds both classes."""
     teaching = [site.counts for site in results.sites.values() if site.role == "train"]
     shares = [
-        c.pneumonia_labels_used / (c.normal_labels_used + c.pneumonia_labels_used)
+        c.pneumonia_patients / (c.normal_patients + c.pneumonia_patients)
         for c in teaching
-        if c.normal_labels_used + c.pneumonia_labels_used
+        if c.normal_patients + c.pneumonia_patients
     ]
     if len(shares) < 2 or max(shares) - min(shares) < 0.1:  # noqa: PLR2004  (two sites, a tenth apart)
         return ""

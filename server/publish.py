@@ -6,12 +6,14 @@ from functools import reduce
 from pathlib import Path
 
 import flwr
+
 from multimix.contract.messages import SiteCard
 from multimix.contract.run_config import RunConfig
 from multimix.contract.statistics import EvaluationStatistics, add
 from multimix.metrics import summarise
 from multimix.version import __version__
 from server.checkpoint import JobState
+from server.convention import site_figures
 from server.report import write_report
 from server.results import (
     ConventionResult,
@@ -44,7 +46,7 @@ def assemble(
         job_id=state.job_id,
         title=config.title,
         status=status,
-        synthetic=all(card.synthetic for card in state.cards.values()),
+        synthetic=any(card.synthetic for card in state.cards.values()),
         privacy=NOT_PRIVATE,
         started=datetime.fromisoformat(state.started),
         finished=None if status == "running" else datetime.now(UTC),
@@ -71,18 +73,13 @@ def assemble(
             "multimix": __version__,
             "python": platform.python_version(),
             "flwr": flwr.__version__,
-            "torch at the sites": ", ".join(
-                sorted({c.software.get("torch", "?") for c in state.cards.values()})
-            ),
+            "torch at the sites": ", ".join(sorted({c.software.get("torch", "?") for c in state.cards.values()})),
         },
     )
 
 
 def _site_metrics(statistics: EvaluationStatistics | None, convention: str | None) -> dict[str, float | None]:
-    """Figures by the learned convention where the site has it, else by its own."""
-    if statistics is None:
-        return {}
-    return summarise(statistics, convention if convention in statistics.segmentation else None)
+    return site_figures(statistics, convention) if statistics else {}
 
 
 def _counts(card: SiteCard, convention: str | None) -> SiteCounts:
@@ -93,10 +90,10 @@ def _counts(card: SiteCard, convention: str | None) -> SiteCounts:
     return SiteCounts(
         images=card.images,
         patients=card.patients,
-        normal_labels_used=card.labelled_patients.normal,
-        pneumonia_labels_used=card.labelled_patients.pneumonia,
-        masks_used=sum(used),
-        unlabelled_used=max(0, card.training_patients - labelled),
+        normal_patients=card.labelled_patients.normal,
+        pneumonia_patients=card.labelled_patients.pneumonia,
+        masked_patients=sum(used),
+        unlabelled_patients=max(0, card.training_patients - labelled),
     )
 
 
@@ -119,14 +116,11 @@ def _is_segmentation(metric: str) -> bool:
 
 
 def _timing(state: JobState) -> dict[str, float]:
-    """Sum what each part took over all rounds; at the sites, over all sites."""
+    """Sum what each part of the server's work took over all rounds; the parts do not overlap."""
     timing: dict[str, float] = {}
     for record in state.rounds:
         for part, seconds in record.parts.items():
             timing[part] = timing.get(part, 0.0) + seconds
-        for site in record.sites.values():
-            for part, seconds in site.seconds.items():
-                timing[f"at sites: {part}"] = timing.get(f"at sites: {part}", 0.0) + seconds
     return timing
 
 

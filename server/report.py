@@ -94,10 +94,7 @@ def loss_charts(results: Results, slots: Mapping[str, int]) -> list[Chart]:
     """Draw each loss term by round, one line a site, and how far the weights moved."""
     terms = dict.fromkeys(term for r in results.rounds for site in r.sites.values() for term in site.losses)
     drawn = [(f"Loss: {term.replace('_', ' ')}", _lines(results, slots, "losses", term)) for term in terms]
-    moved = {
-        name: [(r.round, r.sites[name].update_norm) for r in results.rounds if name in r.sites]
-        for name in slots
-    }
+    moved = {name: [(r.round, r.sites[name].update_norm) for r in results.rounds if name in r.sites] for name in slots}
     lines = [Line(name, slots[name], tuple(points)) for name, points in moved.items() if points]
     return _charts([*drawn, ("Size of the update (L2 norm)", lines)])
 

@@ -109,9 +109,7 @@ def key_figures(results: Results) -> list[Tile]:
     """Return the figures a reader looks for first."""
     done, planned = len(results.rounds), results.rounds_planned
     spent = sum(r.seconds for r in results.rounds)
-    tiles = [
-        Tile("Rounds", f"{done} of {planned}", f"{duration(spent / done)} a round" if done else "none yet")
-    ]
+    tiles = [Tile("Rounds", f"{done} of {planned}", f"{duration(spent / done)} a round" if done else "none yet")]
     overall = results.overall.metrics
     for key, label, baseline in (
         ("dice", "Dice, all sites", "mean_mask_dice"),
@@ -128,9 +126,7 @@ def key_figures(results: Results) -> list[Tile]:
 
 def modules(results: Results) -> list[str]:
     """Return the modules of the model in the order that the rounds name them."""
-    return list(
-        dict.fromkeys(module for r in results.rounds for module in (*r.module_shares, *r.kept_modules))
-    )
+    return list(dict.fromkeys(module for r in results.rounds for module in (*r.module_shares, *r.kept_modules)))
 
 
 def taught_table(results: Results, names: Sequence[str]) -> list[tuple[str, list[tuple[str, Taught]], str]]:
@@ -244,15 +240,11 @@ def _tile(label: str, metrics: Metrics, key: str, baseline: str) -> Tile:
 
 def _auroc_tile(results: Results) -> list[Tile]:
     """Return the range over sites; pooled scores would measure the site, not the disease."""
-    values = sorted(
-        v for v in (site.metrics.get("auroc") for site in results.sites.values()) if v is not None
-    )
+    values = sorted(v for v in (site.metrics.get("auroc") for site in results.sites.values()) if v is not None)
     if not values:
         return []
     text = f"{values[0]:.3f}" if len(values) == 1 else f"{values[0]:.3f}\u2013{values[-1]:.3f}"
-    return [
-        Tile("AUROC, site by site", text, f"{len(values)} of {len(results.sites)} sites have both classes")
-    ]
+    return [Tile("AUROC, site by site", text, f"{len(values)} of {len(results.sites)} sites have both classes")]
 
 
 def _taught(results: Results, module: str, site: str) -> Taught:

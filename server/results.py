@@ -36,9 +36,7 @@ def _inside_pictures(value: str) -> str:
     path = PurePosixPath(value)
     plain = "\\" not in value and ".." not in path.parts and path.suffix == ".png"
     if not plain or path.parts[0] != PICTURES_FOLDER or len(path.parts) < 2:  # noqa: PLR2004  (folder and name)
-        raise ValueError(
-            f"{value!r} is not a PNG under {PICTURES_FOLDER}/: give a path relative to the run folder"
-        )
+        raise ValueError(f"{value!r} is not a PNG under {PICTURES_FOLDER}/: give a path relative to the run folder")
     return value
 
 
@@ -91,14 +89,17 @@ class RoundResult(Record):
 
 
 class SiteCounts(Record):
-    """What a site holds, and how much of it training used; a held-out site uses nothing."""
+    """What a site holds, and how many of its patients could teach, within its budgets; at a held-out site none.
+
+    Who did teach is in each round's `teachers`: a site with few patients of one class may not teach the classifier.
+    """
 
     images: Count
     patients: Count
-    normal_labels_used: Count = 0
-    pneumonia_labels_used: Count = 0
-    masks_used: Count = 0
-    unlabelled_used: Count = 0
+    normal_patients: Count = 0
+    pneumonia_patients: Count = 0
+    masked_patients: Count = 0
+    unlabelled_patients: Count = 0
 
 
 class SiteResult(Record):
@@ -168,11 +169,16 @@ def replace_file(path: Path, content: bytes) -> None:
     try:
         write_atomically(path, content, mode=_FILE_MODE)
     except OSError as error:
-        raise InputError(
-            "unwritable-file",
-            f"Cannot write {path} ({len(content)} bytes): {error.strerror}. "
-            "Free space or choose another folder with --out; the previous file, if any, is intact.",
-        ) from error
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> InputError:
+    """Return the error that tells a person why a file could not be written."""
+    return InputError(
+        "unwritable-file",
+        f"Cannot write {path}: {error.strerror}. Free space or choose another folder with --out; the previous file, "
+        "if any, is intact.",
+    )
 
 
 def write_results(results: Results, folder: Path) -> Path:

@@ -23,6 +23,7 @@ from multimix.contract.messages import (
 from multimix.contract.messages import Picture as SitePicture
 from multimix.contract.records import (
     ARRAYS,
+    REFUSAL,
     array_record,
     plan_record,
     read_pictures,
@@ -32,11 +33,11 @@ from multimix.contract.records import (
 from multimix.contract.run_config import RunConfig
 from multimix.contract.signing import SignedPlan, sign
 from multimix.errors import InputError, Refused
-from multimix.metrics import summarise
-from server.admission import Update, admit
+from server.admission import Update, admit, check_evaluation
 from server.aggregation import ModuleAverage, order
+from server.convention import site_figures
 from server.federation import Federation, content
-from server.results import RoundResult, SiteRound, Teachers
+from server.results import RoundResult, SiteRound, SiteState, Teachers
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def quorum_of(config: RunConfig, training_sites: int) -> int:
 
 
 def check_federation(federation: Federation, config: RunConfig) -> None:
-    """Raise InputError where the job cannot begin: too few training sites, or another image size."""
+    """Raise InputError where the job cannot begin: too few training sites."""
     sites, needed = federation.training_sites(), quorum_of(config, len(federation.training_sites()))
     if not sites or len(sites) < needed:
         declined = ", ".join(sorted(set(federation.declined.values()))) or "none"
@@ -119,16 +120,16 @@ def train_round(
     strategy = ModuleAverage(unlabelled_weight=orders.config.unlabelled_weight)
     present = federation.present(sites)
     strategy.nodes, strategy.previous = tuple(federation.nodes[site] for site in present), weights
-    messages = strategy.configure_train(
-        round_number, array_record(weights), plan_record(signed), federation.grid
-    )
+    messages = strategy.configure_train(round_number, array_record(weights), plan_record(signed), federation.grid)
     replies = federation.exchange(list(messages), deadline_s=orders.config.deadline_s)
     waited = time.perf_counter()
     records: dict[str, SiteRound] = {}
     admitted: list[Message] = []
     for site in sites:
-        reply = replies.get(federation.nodes[site])
-        update, records[site] = admitted_reply(federation, orders, site, reply, signed, round_number, weights)
+        reply = federation.reply_of(site, replies)
+        update, records[site] = admitted_reply(
+            federation, orders, site, reply, signed=signed, round_number=round_number, sent=weights
+        )
         if update is not None and reply is not None:
             strategy.admitted[federation.nodes[site]] = update
             admitted.append(reply)
@@ -154,20 +155,18 @@ def admitted_reply(
     orders: Orders,
     site: str,
     reply: Message | None,
+    *,
     signed: SignedPlan,
     round_number: int,
     sent: Weights,
 ) -> tuple[Update | None, SiteRound]:
     """Admit one reply, or say why not: absent, refused by the site, or rejected here."""
+    state: SiteState = "absent"
     try:
         answer = content(reply)
-        report = read_reply(answer, TrainReport)
-    except Refused as refused:
-        state = "absent" if refused.reason == "absent" else "refused"
-        return None, SiteRound(state=state, reason=refused.reason)
-    try:
+        state = "refused" if REFUSAL in answer.config_records else "rejected"
         update = admit(
-            report,
+            read_reply(answer, TrainReport),
             unpack_arrays(answer.array_records[ARRAYS]) if ARRAYS in answer.array_records else {},
             card=federation.cards[site],
             job_id=orders.job_id,
@@ -177,9 +176,9 @@ def admitted_reply(
             maximum_update_norm=orders.config.maximum_update_norm,
         )
     except Refused as refused:
-        return None, SiteRound(state="rejected", reason=refused.reason)
+        return None, SiteRound(state=state, reason=refused.reason)
     except ValueError:
-        return None, SiteRound(state="rejected", reason="weights_unreadable")
+        return None, SiteRound(state=state, reason="weights_unreadable")
     return update, _accepted(update, orders.mask_convention)
 
 
@@ -199,15 +198,8 @@ def _accepted(update: Update, mask_convention: str | None) -> SiteRound:
             module: Teachers(labelled_patients=t.labelled, unlabelled_patients=t.unlabelled)
             for module, t in report.teachers.items()
         },
-        metrics=summarise(statistics, _scored(statistics.segmentation, mask_convention))
-        if statistics
-        else {},
+        metrics=site_figures(statistics, mask_convention) if statistics else {},
     )
-
-
-def _scored(tables: dict[str, object] | object, convention: str | None) -> str | None:
-    """Score by the learned convention where the site has it, else by whatever it has."""
-    return convention if isinstance(tables, dict) and convention in tables else None
 
 
 @dataclass(frozen=True)
@@ -237,11 +229,10 @@ def evaluate_everywhere(
     scores = Scores({}, {}, {})
     for site, signed in plans.items():
         try:
-            answer = content(replies.get(federation.nodes[site]))
+            answer = content(federation.reply_of(site, replies))
             report = read_reply(answer, EvaluateReport)
-            if (report.job_id, report.plan_sha256, report.site) != (orders.job_id, signed.sha256, site):
-                raise Refused("wrong_plan")
-            scores.reports[site], scores.pictures[site] = report, read_pictures(answer)
+            check_evaluation(report, card=federation.cards[site], job_id=orders.job_id, plan_sha256=signed.sha256)
+            scores.reports[site], scores.pictures[site] = report, read_pictures(answer)[:pictures]
         except Refused as refused:
             scores.refused[site] = refused.reason
     return scores

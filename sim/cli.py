@@ -9,15 +9,16 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from multimix.contract.run_config import RunConfig, Scalar, read_run_config
-from multimix.errors import InputError, MultiMixError
 from multimix.data.hospitals import Hospital
+from multimix.errors import InputError, MultiMixError
 from server.folders import new_run_folder
 from server.log import show_progress
 from server.results import Results, read_results
-from sim.tables import results_table
+from sim.tables import markdown, results_table
 
 EXIT_INPUT, EXIT_INTERRUPTED = 2, 130
 
@@ -38,16 +39,12 @@ app = typer.Typer(
 )
 _err = Console(stderr=True)
 
-Data = Annotated[
-    Path | None, typer.Option(help="Folder with manifest.csv; without it, synthetic phantoms are drawn.")
-]
+Data = Annotated[Path | None, typer.Option(help="Folder with manifest.csv; without it, synthetic phantoms are drawn.")]
 Out = Annotated[str, typer.Option(help="Run folder; a new one under runs/ if not given.")]
 HoldOut = Annotated[str, typer.Option(help="Hospitals never trained on, comma-separated.")]
 Config = Annotated[
     list[str] | None,
-    typer.Option(
-        "-c", "--config", help='Any other run configuration key, as "key=value"; see docs/configuration.md.'
-    ),
+    typer.Option("-c", "--config", help='Any other run configuration key, as "key=value"; see docs/configuration.md.'),
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Processes, one torch thread each.")]
 
@@ -132,12 +129,8 @@ def flower(  # noqa: PLR0917
 def predict(
     model: Annotated[Path, typer.Argument(help="model.safetensors of a run folder.")],
     images: Annotated[list[Path], typer.Argument(help="PNG or JPEG radiographs, or folders of them.")],
-    out: Annotated[Path, typer.Option(help="Folder for predictions.csv and the overlays.")] = Path(
-        "predictions"
-    ),
-    fit: Annotated[
-        str, typer.Option(help="pad keeps the aspect ratio, stretch does not: as in training.")
-    ] = "pad",
+    out: Annotated[Path, typer.Option(help="Folder for predictions.csv and the overlays.")] = Path("predictions"),
+    fit: Annotated[str, typer.Option(help="pad keeps the aspect ratio, stretch does not: as in training.")] = "pad",
     as_json: Annotated[bool, typer.Option("--json", help="Print the predictions as JSON.")] = False,
 ) -> None:
     """Write the probability of pneumonia, the lung mask and an overlay for each image. Research only."""
@@ -162,6 +155,13 @@ def predict(
 
 
 @app.command()
+def table(run: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
+    """Print a run's table of test figures in Markdown: model, local only, majority and mean mask, by site."""
+    with _explained():
+        typer.echo(markdown(read_results(run)))
+
+
+@app.command()
 def phantoms(
     out: Annotated[Path, typer.Argument(help="New folder for the images and manifest.csv.")],
     hospitals: Annotated[int, typer.Option(min=1, max=26, help="How many hospitals.")] = 4,
@@ -173,9 +173,7 @@ def phantoms(
     with _explained():
         from multimix.data.phantom import write_phantoms  # noqa: PLC0415  (scipy)
 
-        manifest = write_phantoms(
-            out, hospitals=hospitals, patients=patients, image_size=image_size, seed=seed
-        )
+        manifest = write_phantoms(out, hospitals=hospitals, patients=patients, image_size=image_size, seed=seed)
     typer.echo(f"{hospitals * patients} synthetic phantoms: {manifest}")
 
 
@@ -185,14 +183,19 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        _err.print(f"[bold red]cannot go on[/] ({error.reason})\n{error}", soft_wrap=True, highlight=False)
+        _explain(f"[bold red]cannot go on[/] ({error.reason})", error)
         raise typer.Exit(EXIT_INPUT) from None
     except MultiMixError as error:
-        _err.print(f"[bold red]refused[/]: {error}", highlight=False)
+        _explain("[bold red]refused[/]", error)
         raise typer.Exit(EXIT_INPUT) from None
     except KeyboardInterrupt:
         _err.print("interrupted: finished rounds are kept; run again with --resume and the same --out")
         raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _explain(title: str, error: MultiMixError) -> None:
+    """Print the paragraph; brackets in it (names, paths) are text, not styles."""
+    _err.print(f"{title}\n{escape(str(error))}", soft_wrap=True, highlight=False)
 
 
 def _assignments(texts: list[str]) -> dict[str, Scalar]:
@@ -206,7 +209,7 @@ def _assignments(texts: list[str]) -> dict[str, Scalar]:
     return values
 
 
-def _values(
+def _values(  # noqa: PLR0917
     data: Path | None,
     out: str,
     hold_out: str,
@@ -215,8 +218,8 @@ def _values(
     labels: str | None,
     masks: str | None,
     seed: int,
-    compare_local: bool,  # noqa: FBT001
-    resume: bool,  # noqa: FBT001
+    compare_local: bool,
+    resume: bool,
     config: list[str] | None,
 ) -> dict[str, Scalar]:
     """Gather the run configuration: defaults for real data, then options, then -c."""
@@ -243,7 +246,7 @@ def _show(results: Results, folder: Path, *, as_json: bool) -> None:
     console = Console()
     console.print(results_table(results))
     console.print(results.privacy)
-    console.print(f"report: {folder / 'report.html'}", soft_wrap=True, highlight=False)
+    console.print(f"report: {folder / 'report.html'}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _percent(value: float | None) -> str:

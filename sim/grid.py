@@ -6,12 +6,15 @@ gives the same bits.
 """
 
 import os
+import signal
 from collections.abc import Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, Self
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -20,9 +23,10 @@ from multimix.contract.run_config import Scalar
 _RUN = 1
 _SERVER = 1
 _FIRST_NODE = 2
+_APP_CRASHED = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 
 
-class InProcessGrid(Grid):  # type: ignore[misc]
+class InProcessGrid(Grid):
     """Runs the ClientApp of `nodes` hospitals right here."""
 
     def __init__(self, run_config: dict[str, Scalar], *, nodes: int, workers: int = 1) -> None:
@@ -43,7 +47,7 @@ class InProcessGrid(Grid):  # type: ignore[misc]
                 process.terminate()
         self._pools = []
 
-    def __enter__(self) -> "InProcessGrid":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -53,9 +57,7 @@ class InProcessGrid(Grid):  # type: ignore[misc]
         """Return one node a hospital."""
         return range(_FIRST_NODE, _FIRST_NODE + self._nodes)
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Run every order and return the replies that came in time."""
         orders = list(messages)
         for number, message in enumerate(orders):
@@ -68,12 +70,19 @@ class InProcessGrid(Grid):  # type: ignore[misc]
         """Give every order to any free worker; a site has no state between rounds that could matter."""
         if not self._pools:
             os.environ.setdefault("OMP_NUM_THREADS", "1")
-            self._pools = [ProcessPoolExecutor(self._workers, mp_context=get_context("spawn"))]
+            self._pools = [
+                ProcessPoolExecutor(self._workers, mp_context=get_context("spawn"), initializer=_leave_interrupts)
+            ]
         futures: list[Future[Message]] = [
             self._pools[0].submit(answer, message, self._context(message)) for message in orders
         ]
-        done, _late = wait(futures, timeout=timeout)
-        return [future.result() for future in futures if future in done]
+        done, late = wait(futures, timeout=timeout)
+        for future in late:  # one that has begun goes on to its end, and keeps its worker until then
+            future.cancel()
+        replies = [_result(future, order) for future, order in zip(futures, orders, strict=True) if future in done]
+        if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
+            self.close()
+        return replies
 
     def _context(self, message: Message) -> Context:
         partition = message.metadata.dst_node_id - _FIRST_NODE
@@ -105,6 +114,18 @@ class InProcessGrid(Grid):  # type: ignore[misc]
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Not offered: orders are answered at once."""
         raise NotImplementedError("use send_and_receive")
+
+
+def _leave_interrupts() -> None:
+    """Let the first process alone answer Ctrl-C: it saves, and stops the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _result(future: Future[Message], order: Message) -> Message:
+    """Return the reply, or the error that Flower would send for an app that crashed or a process that died."""
+    if (error := future.exception()) is not None:
+        return Message(Error(_APP_CRASHED, type(error).__name__), reply_to=order)
+    return future.result()
 
 
 def answer(message: Message, context: Context) -> Message:

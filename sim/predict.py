@@ -14,10 +14,10 @@ from multimix.data.decode import Preprocessing, fit_image, read_image
 from multimix.data.manifest import Record
 from multimix.errors import InputError
 from multimix.evaluation import MASK_THRESHOLD, predict
-from multimix.files import write_atomically
 from multimix.network import MultiMixNetwork
 from multimix.pictures import overlay_strip, png_bytes
 from multimix.weights import load_model
+from server.results import replace_file
 
 _SUFFIXES = {".png", ".jpg", ".jpeg"}
 
@@ -43,15 +43,13 @@ def predict_images(
     """Predict for files and folders of PNG or JPEG; write predictions.csv, masks and overlays into `out`.
 
     Raises:
-        InputError: the model or an image cannot be read, or there is none.
+        InputError: the model or an image cannot be read, there is none, or a file cannot be written.
     """
     if fit not in ("pad", "stretch"):
         raise InputError("fit_unknown", f"--fit {fit!r}: choose pad or stretch.")
     network = load_model(model)
     files = _image_files(images)
-    preprocessing = Preprocessing(
-        image_size=network.config.image_size, fit="pad" if fit == "pad" else "stretch"
-    )
+    preprocessing = Preprocessing(image_size=network.config.image_size, fit="pad" if fit == "pad" else "stretch")
     rows = []
     for number, file in enumerate(files):
         rows.append(_predict_file(network, file, out, preprocessing, number))
@@ -61,7 +59,7 @@ def predict_images(
     table = csv.DictWriter(text, list(PredictionRow.model_fields))
     table.writeheader()
     table.writerows(row.model_dump() for row in rows)
-    write_atomically(out / "predictions.csv", text.getvalue().encode())
+    replace_file(out / "predictions.csv", text.getvalue().encode())
     return rows
 
 
@@ -73,9 +71,7 @@ def _image_files(paths: list[Path]) -> list[Path]:
         elif path.exists():
             files.append(path)
         else:
-            raise InputError(
-                "image_missing", f"There is no file {path}: name PNG or JPEG images, or folders of them."
-            )
+            raise InputError("image_missing", f"There is no file {path}: name PNG or JPEG images, or folders of them.")
     if not files:
         raise InputError("image_missing", "There is no PNG or JPEG image in what was named.")
     return files
@@ -84,19 +80,15 @@ def _image_files(paths: list[Path]) -> list[Path]:
 def _predict_file(
     network: MultiMixNetwork, file: Path, out: Path, preprocessing: Preprocessing, number: int
 ) -> PredictionRow:
-    pixels = fit_image(
-        read_image(Record(row=0, image=file.name, patient_id="-"), root=file.parent), preprocessing
-    )
+    pixels = fit_image(read_image(Record(row=0, image=file.name, patient_id="-"), root=file.parent), preprocessing)
     prediction = predict(network, torch.from_numpy(pixels.astype(np.float32) / 255.0)[None, None])
     mask = prediction.mask[0] >= MASK_THRESHOLD if prediction.mask is not None else None
     saliency = prediction.saliency[0] if prediction.saliency is not None else None
     stem = f"{number:04d}-{file.stem}"
     overlay = f"{stem}-overlay.png"
-    write_atomically(
-        out / overlay, png_bytes(overlay_strip(pixels, prediction=mask, truth=None, saliency=saliency))
-    )
+    replace_file(out / overlay, png_bytes(overlay_strip(pixels, prediction=mask, truth=None, saliency=saliency)))
     if mask is not None:
-        write_atomically(out / f"{stem}-mask.png", png_bytes(Image.fromarray(mask)))
+        replace_file(out / f"{stem}-mask.png", png_bytes(Image.fromarray(mask)))
     return PredictionRow(
         image=str(file),
         pneumonia=float(prediction.pneumonia[0]) if prediction.pneumonia is not None else None,

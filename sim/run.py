@@ -5,8 +5,10 @@ from pathlib import Path
 from client.simulated import simulated_hospitals
 from multimix.contract.run_config import RunConfig
 from multimix.data.hospitals import Hospital, Progress
+from multimix.training import resolve_device
 from server.app import new_job
 from server.job import run_job
+from server.log import log
 from server.results import Results
 from sim.grid import InProcessGrid
 
@@ -20,7 +22,9 @@ def hospitals_of(config: RunConfig, *, progress: Progress | None = None) -> tupl
 
 def simulate(config: RunConfig, *, workers: int = 1) -> tuple[Results, Path]:
     """Run a job in process; return its results and the run folder, which holds everything."""
+    resolve_device(config.device)
     nodes = len(hospitals_of(config))
     job = new_job(config)
+    log.info("run folder: %s", job.folder)
     with InProcessGrid(config.flat(), nodes=nodes, workers=workers) as grid:
         return run_job(grid, job), job.folder

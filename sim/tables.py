@@ -1,5 +1,6 @@
 """Results as a table for the terminal and, the same figures, for the README."""
 
+from rich.markup import escape
 from rich.table import Table
 
 from server.results import Metrics, Results
@@ -47,12 +48,12 @@ def results_table(results: Results) -> Table:
     """Return the table for a terminal."""
     header, *body = rows(results)
     table = Table(
-        title=f"{results.title}: test patients" + (" (SYNTHETIC phantoms)" if results.synthetic else "")
+        title=f"{escape(results.title)}: test patients" + (" (SYNTHETIC phantoms)" if results.synthetic else "")
     )
     for title in header:
         table.add_column(title)
     for line in body:
-        table.add_row(*line, style="dim" if "mean mask" in line[3] else "")
+        table.add_row(*map(escape, line), style="dim" if "mean mask" in line[3] else "")
     return table
 
 

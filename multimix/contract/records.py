@@ -4,7 +4,6 @@ A request is {"arrays": ArrayRecord, "plan": ConfigRecord}. A reply is {"report"
 training, or {"refusal": ConfigRecord}; pictures ride along as bytes.
 """
 
-import io
 import re
 from typing import TypeVar
 
@@ -20,6 +19,12 @@ from multimix.errors import Refused
 
 ARRAYS, PLAN, REPORT, REFUSAL, PICTURES = "arrays", "plan", "report", "refusal", "pictures"
 MAXIMUM_PICTURES = 64  # as many as a plan may ask for
+# Version 1.0 of the format, as numpy.save writes it: docs of numpy.lib.format.
+_NUMPY_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '(?P<dtype><f[48])', 'fortran_order': (?P<fortran>True|False), "
+    rb"'shape': \((?P<shape>(?:\d{1,9}(?:, ?|(?=\))))*)\), \} *\n",
+    re.DOTALL,
+)
 _Document = TypeVar("_Document", bound=Frozen)
 
 
@@ -29,26 +34,22 @@ def array_record(weights: Weights) -> ArrayRecord:
 
 
 def unpack_arrays(record: ArrayRecord) -> Weights:
-    """Unpack named arrays; ValueError for anything but plain arrays of numbers. Never unpickles."""
+    """Unpack named arrays; ValueError for anything but plain arrays of floats."""
     return {name: _numbers(array.data) for name, array in record.items()}
 
 
 def _numbers(data: bytes) -> np.ndarray:
-    """Read an array that `numpy.save` wrote, in its version 1.0.
+    """Read an array of floats that `numpy.save` wrote.
 
-    The sender is not trusted: unlike `numpy.load`, this takes no pickle and no archive, and reserves no memory that
-    the data do not fill.
+    The sender is not trusted: unlike `numpy.load`, this takes no pickle and no archive, evaluates no header, and
+    reserves no memory that the data do not fill.
     """
-    file = io.BytesIO(data)
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("not an array")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    if dtype.kind not in "fiu":
-        raise ValueError("not numbers")
-    values = np.frombuffer(data, dtype, offset=file.tell())
-    if len(shape) > 0 and min(shape) < 0:
-        raise ValueError("a negative length")
-    return values.reshape(shape, order="F" if fortran else "C").copy()
+    header = _NUMPY_HEADER.match(data)
+    if header is None:
+        raise ValueError("not an array of floats")
+    shape = tuple(int(length) for length in header["shape"].split(b",") if length.strip())
+    values = np.frombuffer(data, header["dtype"].decode(), offset=header.end())
+    return values.reshape(shape, order="F" if header["fortran"] == b"True" else "C").copy()
 
 
 def plan_record(signed: SignedPlan) -> ConfigRecord:

@@ -133,10 +133,10 @@ def _site(name: str, *, final: bool) -> SiteResult:
         counts=SiteCounts(
             images=630,
             patients=402,
-            normal_labels_used=0 if held_out else {"cohen": 6}.get(name, 100),
-            pneumonia_labels_used=100 if not one_class else {"cohen": 130}.get(name, 0),
-            masks_used=0 if held_out or dice is None else 50,
-            unlabelled_used=0 if held_out else 280,
+            normal_patients=0 if held_out else {"cohen": 6}.get(name, 100),
+            pneumonia_patients=100 if not one_class else {"cohen": 130}.get(name, 0),
+            masked_patients=0 if held_out or dice is None else 50,
+            unlabelled_patients=0 if held_out else 280,
         ),
         metrics=metrics,
         local_only=_classification(0.87, majority, 126) | _segmentation(0.951, 49)

@@ -58,7 +58,7 @@ def test_confounding_of_label_and_source_is_stated_with_its_range():
 
 def test_equal_shares_of_pneumonia_are_not_called_confounded():
     results = sample_results()
-    balanced = SiteCounts(images=9, patients=9, normal_labels_used=4, pneumonia_labels_used=4)
+    balanced = SiteCounts(images=9, patients=9, normal_patients=4, pneumonia_patients=4)
     for name in results.sites:
         results = _with_site(results, name, counts=balanced)
     assert not any("confounded" in note for note in limitations(results))

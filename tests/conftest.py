@@ -1,0 +1,31 @@
+"""What needs something outside the repository says so: skipped with a reason elsewhere, an error in CI."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.browser import CHROMIUM
+
+REAL_DATA = Path(os.environ.get("MULTIMIX_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    missing = {
+        "data": None if (REAL_DATA / "cxr" / "manifest.csv").exists() else f"no radiographs in {REAL_DATA}",
+        "browser": None if CHROMIUM else "no chromium, chromium-browser or google-chrome on PATH",
+    }
+    for item in items:
+        for marker, reason in missing.items():
+            if reason and item.get_closest_marker(marker):
+                if os.environ.get("CI") == "true":
+                    pytest.exit(f"CI must run every test: {reason}", returncode=1)
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    return REAL_DATA

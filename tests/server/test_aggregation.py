@@ -1,0 +1,177 @@
+import numpy as np
+import pytest
+from fake_sites import FakeGrid, weights
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from multimix.contract.messages import MODULES, Teachers, TrainReport
+from multimix.contract.records import unpack_arrays
+from server.admission import Update
+from server.aggregation import ModuleAverage, average
+
+NAMES = ("encoder.a", "classifier.b", "decoder.c")
+FLOATS = st.floats(-(2.0**100), 2.0**100, width=32)
+COUNTS = st.integers(0, 1_000_000)
+UNLABELLED_WEIGHTS = st.floats(0, 1, allow_subnormal=False)
+ZEROS = {name: np.zeros(3, np.float32) for name in NAMES}
+
+
+def _update(site, values, teachers):
+    """An admitted reply; `teachers` are (labelled, unlabelled) for every module, or by module."""
+    by_module = teachers if isinstance(teachers, dict) else dict.fromkeys(MODULES, teachers)
+    report = TrainReport(
+        site=site,
+        job_id="job",
+        round=1,
+        plan_sha256="a" * 64,
+        weights_sha256="a" * 64,
+        steps=1,
+        teachers={
+            m: Teachers(labelled=by_module.get(m, (0, 0))[0], unlabelled=by_module.get(m, (0, 0))[1]) for m in MODULES
+        },
+        losses={},
+    )
+    return Update(site, report, values, 0.0)
+
+
+@st.composite
+def _updates(draw, sites=st.integers(1, 5)):
+    def site(number):
+        values = {name: draw(arrays(np.float32, (3,), elements=FLOATS)) for name in NAMES}
+        return _update(f"site-{number}", values, {m: (draw(COUNTS), draw(COUNTS)) for m in MODULES})
+
+    return [site(number) for number in range(draw(sites))]
+
+
+def test_a_module_is_the_mean_weighted_by_labelled_patients_plus_u_times_the_others():
+    a = _update("a", weights(1.0), {"encoder": (30, 10), "classifier": (10, 0), "decoder": (0, 40)})
+    b = _update("b", weights(5.0), {"encoder": (9, 10), "classifier": (30, 0), "decoder": (8, 0)})
+    new = average(weights(), [a, b], unlabelled_weight=0.1)
+    # encoder 31 to 10, classifier 10 to 30, decoder 4 to 8
+    np.testing.assert_allclose(new.weights["encoder.a"], (31 * 1 + 10 * 5) / 41, rtol=1e-7)
+    np.testing.assert_allclose(new.weights["classifier.b"], 4.0, rtol=1e-7)
+    np.testing.assert_allclose(new.weights["decoder.c"], (4 * 1 + 8 * 5) / 12, rtol=1e-7)
+    assert new.shares["decoder"] == pytest.approx({"a": 1 / 3, "b": 2 / 3})
+    assert new.kept == ()
+
+
+def test_sums_are_taken_in_float64():
+    # In float32 the 1 disappears beside 1e8: (1e8 + 1 - 1e8) / 3 would be 0.
+    values = [1e8, 1.0, -1e8]
+    updates = [_update(f"s{i}", weights(value), (1, 0)) for i, value in enumerate(values)]
+    new = average(weights(), updates, unlabelled_weight=0.0)
+    np.testing.assert_allclose(new.weights["encoder.a"], 1 / 3, rtol=1e-6)
+    assert new.weights["encoder.a"].dtype == np.float32
+
+
+@given(updates=_updates(), u=UNLABELLED_WEIGHTS, random=st.randoms(use_true_random=False))
+def test_the_order_of_replies_changes_no_bit(updates, u, random):
+    shuffled = list(updates)
+    random.shuffle(shuffled)
+    one, other = (average(ZEROS, some, unlabelled_weight=u) for some in (updates, shuffled))
+    assert one.shares == other.shares
+    assert {n: v.tobytes() for n, v in one.weights.items()} == {n: v.tobytes() for n, v in other.weights.items()}
+
+
+@given(updates=_updates(), u=UNLABELLED_WEIGHTS)
+def test_the_shares_of_a_module_sum_to_one_or_it_is_kept(updates, u):
+    new = average(ZEROS, updates, unlabelled_weight=u)
+    assert set(new.shares) | set(new.kept) == set(MODULES)
+    for shares in new.shares.values():
+        assert sum(shares.values()) == pytest.approx(1.0, abs=1e-12)
+        assert min(shares.values()) > 0
+
+
+@given(updates=_updates(), u=UNLABELLED_WEIGHTS)
+def test_the_average_lies_between_the_teachers(updates, u):
+    new = average(ZEROS, updates, unlabelled_weight=u)
+    for name in NAMES:
+        if (shares := new.shares.get(name.split(".")[0])) is None:
+            continue
+        taught = np.stack([x.weights[name] for x in updates if x.site in shares]).astype(np.float64)
+        slack = 1e-6 * np.abs(taught).max(axis=0)
+        assert (new.weights[name] >= taught.min(axis=0) - slack).all()
+        assert (new.weights[name] <= taught.max(axis=0) + slack).all()
+
+
+@given(values=arrays(np.float32, (3,), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)), n=COUNTS)
+def test_a_site_alone_gives_its_own_weights_exactly(values, n):
+    alone = _update("a", dict.fromkeys(NAMES, values), (n, 1))
+    new = average({name: values * 0 for name in NAMES}, [alone], unlabelled_weight=0.1)
+    for name in NAMES:
+        np.testing.assert_array_equal(new.weights[name], values)
+
+
+def test_a_module_without_teachers_keeps_its_bytes_and_is_reported():
+    previous = weights(0.1)
+    previous["decoder.c"][:] = [-0.0, 1e-45, 0.1]  # bits that arithmetic would lose
+    new = average(
+        previous, [_update("a", weights(7.0), {"encoder": (5, 0), "classifier": (5, 0)})], unlabelled_weight=0.1
+    )
+    assert new.weights["decoder.c"].tobytes() == previous["decoder.c"].tobytes()
+    assert new.kept == ("decoder",)
+    assert "decoder" not in new.shares
+    assert (new.weights["encoder.a"] == 7.0).all()
+
+
+def test_a_site_that_did_not_teach_a_module_has_no_share_of_it():
+    labels_only = _update("labels", weights(1.0), {"encoder": (5, 0), "classifier": (5, 0)})
+    masks_only = _update("masks", weights(9.0), {"encoder": (5, 0), "decoder": (5, 0)})
+    new = average(weights(), [labels_only, masks_only], unlabelled_weight=0.1)
+    assert new.shares["classifier"] == {"labels": 1.0}
+    assert (new.weights["classifier.b"] == 1.0).all()
+    assert (new.weights["decoder.c"] == 9.0).all()
+    assert (new.weights["encoder.a"] == 5.0).all()
+
+
+def test_without_an_unlabelled_weight_consistency_alone_moves_nothing():
+    new = average(weights(2.0), [_update("a", weights(9.0), (0, 100))], unlabelled_weight=0.0)
+    assert new.kept == MODULES
+    assert (new.weights["encoder.a"] == 2.0).all()
+
+
+def test_a_module_that_the_network_lacks_is_neither_shared_nor_kept():
+    encoder_only = {"encoder.a": np.zeros(2, np.float32)}
+    new = average(encoder_only, [_update("a", encoder_only, (5, 0))], unlabelled_weight=0.1)
+    assert (set(new.shares), new.kept) == ({"encoder"}, ())
+
+
+def test_the_inputs_stay_as_they_were():
+    previous, answer = weights(1.0), weights(2.0)
+    average(previous, [_update("a", answer, (5, 0)), _update("b", weights(4.0), (5, 0))], unlabelled_weight=0.1)
+    assert (previous["encoder.a"] == 1.0).all()
+    assert (answer["encoder.a"] == 2.0).all()
+
+
+def test_the_strategy_asks_the_nodes_it_is_told_to_and_averages_only_admitted_replies():
+    FakeGrid([])
+    strategy = ModuleAverage(unlabelled_weight=0.1)
+    strategy.nodes, strategy.previous = (4, 7), weights()
+    orders = list(strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid=None))
+    assert [(m.metadata.dst_node_id, m.metadata.message_type) for m in orders] == [
+        (4, MessageType.TRAIN),
+        (7, MessageType.TRAIN),
+    ]
+    strategy.admitted = {4: _update("a", weights(3.0), (5, 0)), 7: _update("b", weights(9.0), (5, 0))}
+    reply = Message(RecordDict(), reply_to=orders[0])
+    averaged, metrics = strategy.aggregate_train(1, [reply])
+    assert metrics["accepted-sites"] == 1
+    assert (unpack_arrays(averaged)["encoder.a"] == 3.0).all()
+    assert strategy.result.shares["encoder"] == {"a": 1.0}
+
+
+def test_the_strategy_without_replies_gives_nothing():
+    strategy = ModuleAverage(unlabelled_weight=0.1)
+    assert strategy.aggregate_train(1, []) == (None, None)
+    assert strategy.result is None
+
+
+def test_evaluation_orders_go_to_the_same_nodes():
+    FakeGrid([])
+    strategy = ModuleAverage(unlabelled_weight=0.1)
+    strategy.nodes = (4,)
+    orders = list(strategy.configure_evaluate(1, ArrayRecord(), ConfigRecord(), grid=None))
+    assert [(m.metadata.dst_node_id, m.metadata.message_type) for m in orders] == [(4, MessageType.EVALUATE)]
+
