@@ -50,7 +50,7 @@ def case(*, image_size: int, images_per_group: int, dtype: torch.dtype = torch.f
         labelled=images(n),
         labels=torch.randint(0, 2, (n,), generator=generator),
         masked=images(n),
-        masks=(images(n) > 0.5).to(dtype),  # noqa: PLR2004
+        masks=(images(n) > 0.5).to(dtype),
         weak=images(n + pairs),
         strong=images(n + pairs),
         log_prior=torch.zeros(2, dtype=dtype),
@@ -117,7 +117,7 @@ class _FlopCount(TorchDispatchMode):
         super().__init__()
         self.total = 0
 
-    def __torch_dispatch__(  # noqa: PLW3201
+    def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         del types

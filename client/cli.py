@@ -4,7 +4,7 @@ import json
 import os
 import secrets
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -48,9 +48,7 @@ def import_images(
     Exit codes: 0 stored, 2 the input cannot be used (a paragraph names file, row and what to do).
     """
     try:
-        if image_size % 16:
-            raise InputError("image_size", f"--image-size {image_size}: give a multiple of 16, such as 256.")
-        opened = _import(manifest, store, Preprocessing(image_size, _fit(fit)), _secret(secret), seed)
+        opened = _import(manifest, store, _preprocessing(image_size, fit), _secret(secret), seed)
     except InputError as error:
         _err.print(f"[bold red]cannot go on[/] ({error.reason})\n{error}", soft_wrap=True, highlight=False)
         raise typer.Exit(EXIT_INPUT) from None
@@ -74,12 +72,12 @@ def show(
     _show(opened, as_json=as_json)
 
 
-def _fit(text: str) -> Literal["pad", "stretch"]:
-    if text == "pad":
-        return "pad"
-    if text == "stretch":
-        return "stretch"
-    raise InputError("fit_unknown", f"--fit {text!r}: choose pad or stretch.")
+def _preprocessing(image_size: int, fit: str) -> Preprocessing:
+    if image_size % 16:
+        raise InputError("image_size", f"--image-size {image_size}: give a multiple of 16, such as 256.")
+    if fit not in ("pad", "stretch"):
+        raise InputError("fit_unknown", f"--fit {fit!r}: choose pad or stretch.")
+    return Preprocessing(image_size, "pad" if fit == "pad" else "stretch")
 
 
 def _secret(path: Path) -> bytes:

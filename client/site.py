@@ -5,8 +5,8 @@ import platform
 import time
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib.metadata import version
 
-import flwr
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -31,7 +31,7 @@ from multimix.contract.statistics import suppress
 from multimix.data.hospitals import Hospital
 from multimix.data.sampling import Pools, make_pools, mask_rows, patients
 from multimix.data.store import Store
-from multimix.errors import Refused
+from multimix.errors import InputError, Refused
 from multimix.evaluation import ModelTime, evaluate, reduce_mean_mask
 from multimix.network import CLASSES, MultiMixNetwork
 from multimix.samples import sample_pictures
@@ -89,7 +89,7 @@ class LocalSite:
             software={
                 "python": platform.python_version(),
                 "torch": torch.__version__,
-                "flwr": flwr.__version__,
+                "flwr": version("flwr"),
             },
         )
 
@@ -162,7 +162,7 @@ class LocalSite:
     def _torch_device(self) -> torch.device:
         try:
             return resolve_device(self.device)
-        except ValueError:
+        except InputError:
             raise Refused("device_unavailable") from None
 
     def _pools(self, convention: str | None) -> Pools:

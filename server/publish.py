@@ -3,9 +3,8 @@
 import platform
 from datetime import UTC, datetime
 from functools import reduce
+from importlib.metadata import version
 from pathlib import Path
-
-import flwr
 
 from multimix.contract.messages import SiteCard
 from multimix.contract.run_config import RunConfig
@@ -72,7 +71,7 @@ def assemble(
         software={
             "multimix": __version__,
             "python": platform.python_version(),
-            "flwr": flwr.__version__,
+            "flwr": version("flwr"),
             "torch at the sites": ", ".join(sorted({c.software.get("torch", "?") for c in state.cards.values()})),
         },
     )

@@ -59,7 +59,7 @@ Resume = Annotated[bool, typer.Option(help="Continue the run in --out after its 
 
 
 @app.command()
-def run(  # noqa: PLR0917
+def run(
     data: Data = None,
     out: Out = "",
     hold_out: HoldOut = "",
@@ -91,7 +91,7 @@ def run(  # noqa: PLR0917
 
 
 @app.command()
-def flower(  # noqa: PLR0917
+def flower(
     data: Data = None,
     out: Out = "",
     hold_out: HoldOut = "",
@@ -209,7 +209,7 @@ def _assignments(texts: list[str]) -> dict[str, Scalar]:
     return values
 
 
-def _values(  # noqa: PLR0917
+def _values(
     data: Path | None,
     out: str,
     hold_out: str,

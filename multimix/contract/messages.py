@@ -157,7 +157,7 @@ def weights_sha256(weights: Weights) -> str:
     digest = hashlib.sha256()
     for name in sorted(weights):
         array = np.asarray(weights[name])
-        # JSON escapes the NUL that ends it, so no choice of names can imitate other arrays.
-        digest.update(json.dumps([name, array.dtype.str, array.shape]).encode() + b"\0")
+        # A JSON list shows its own end, so no choice of names can imitate other arrays.
+        digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())
         digest.update(array.tobytes())
     return digest.hexdigest()

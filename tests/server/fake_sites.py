@@ -222,5 +222,5 @@ def sends_weights(change: Callable[[Weights], Weights]) -> Misbehaviour:
 
 def not_a_number(sent: Weights) -> Weights:
     spoiled = {name: value.copy() for name, value in sent.items()}
-    spoiled[sorted(spoiled)[0]].flat[0] = np.nan
+    spoiled[min(spoiled)].flat[0] = np.nan
     return spoiled

@@ -99,7 +99,7 @@ def test_the_average_lies_between_the_teachers(updates, u):
 @given(values=arrays(np.float32, (3,), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)), n=COUNTS)
 def test_a_site_alone_gives_its_own_weights_exactly(values, n):
     alone = _update("a", dict.fromkeys(NAMES, values), (n, 1))
-    new = average({name: values * 0 for name in NAMES}, [alone], unlabelled_weight=0.1)
+    new = average(dict.fromkeys(NAMES, values * 0), [alone], unlabelled_weight=0.1)
     for name in NAMES:
         np.testing.assert_array_equal(new.weights[name], values)
 
