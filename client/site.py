@@ -27,7 +27,7 @@ from multimix.contract.messages import (
 )
 from multimix.contract.signing import SignedPlan, verified
 from multimix.contract.site import Evaluated, Trained
-from multimix.contract.statistics import suppress
+from multimix.contract.suppression import suppress
 from multimix.data.hospitals import Hospital
 from multimix.data.sampling import Pools, make_pools, mask_rows, patients
 from multimix.data.store import Store

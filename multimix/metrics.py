@@ -84,9 +84,7 @@ def ssim(prediction: Mask, truth: Mask) -> float:
 def _check_pair(prediction: Mask, truth: Mask) -> None:
     for name, mask in (("prediction", prediction), ("truth", truth)):
         if mask.dtype != np.bool_ or mask.ndim != 2:  # noqa: PLR2004
-            message = (
-                f"{name} is {mask.dtype} of shape {mask.shape}; give bool [H, W], e.g. probability >= 0.5"
-            )
+            message = f"{name} is {mask.dtype} of shape {mask.shape}; give bool [H, W], e.g. probability >= 0.5"
             raise InputError("mask_not_bool", message)
     if prediction.shape != truth.shape:
         message = f"prediction is {prediction.shape} and truth {truth.shape} pixels; give the same size"
@@ -135,9 +133,7 @@ def _surface(mask: Mask) -> Mask:
     return mask & ~inner
 
 
-def classification_statistics(
-    scores: NDArray[np.floating], labels: NDArray[np.integer]
-) -> ClassificationStatistics:
+def classification_statistics(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> ClassificationStatistics:
     """Return the statistics of P(pneumonia) `scores` [n] in [0, 1] and `labels` [n] in {0, 1}.
 
     A score of 0.5 or more is predicted pneumonia. Raises `InputError` for other values or unequal lengths.
@@ -158,9 +154,7 @@ def classification_statistics(
 
 def _check_scores(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> None:
     if scores.ndim != 1 or scores.shape != labels.shape:
-        message = (
-            f"scores have shape {scores.shape}, labels {labels.shape}; give one score and label an image"
-        )
+        message = f"scores have shape {scores.shape}, labels {labels.shape}; give one score and label an image"
         raise InputError("scores_and_labels_differ", message)
     outside = int(np.count_nonzero(~((scores >= 0) & (scores <= 1))))
     if outside:
@@ -227,9 +221,7 @@ def summarise(statistics: EvaluationStatistics, convention: str | None = None) -
     }
 
 
-def _table(
-    tables: dict[str, SegmentationStatistics], convention: str | None
-) -> SegmentationStatistics | None:
+def _table(tables: dict[str, SegmentationStatistics], convention: str | None) -> SegmentationStatistics | None:
     if convention is not None:
         return tables.get(convention)
     total = None

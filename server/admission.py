@@ -85,7 +85,7 @@ def capped(report: TrainReport, card: SiteCard) -> dict[str, Teachers]:
     limits = {
         "encoder": card.training_patients,
         "classifier": card.labelled_patients.normal + card.labelled_patients.pneumonia,
-        "decoder": max(card.masked_patients.values(), default=0),
+        "decoder": min(card.training_patients, sum(card.masked_patients.values())),
     }
     result = {}
     for module in MODULES:

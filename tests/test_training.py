@@ -11,6 +11,7 @@ from support import SIZE, Film, phantom_films, rows, tiny_network, training_data
 from multimix.config import MethodConfig, NetworkConfig, ObjectiveConfig, OptimiserConfig, preset
 from multimix.contract.messages import LocalWork, Teachers, module_of
 from multimix.evaluation import evaluate
+from multimix.errors import InputError
 from multimix.network import new_network
 from multimix.training import (
     add_proximal_gradient,
@@ -291,5 +292,5 @@ def test_devices_are_those_of_this_machine():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_is_refused_with_a_way_out():
-    with pytest.raises(ValueError, match="use auto or cpu"):
+    with pytest.raises(InputError, match="use auto or cpu"):
         resolve_device("cuda")

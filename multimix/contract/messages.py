@@ -43,7 +43,7 @@ class ClassCounts(Frozen):
 class SiteCard(Frozen):
     """What a site says about itself before the first round; bounded by its policy."""
 
-    protocol: Literal[1] = PROTOCOL
+    protocol: int = PROTOCOL
     site: Name
     role: Literal["train", "held-out"]
     synthetic: bool

@@ -53,25 +53,15 @@ class FederationData(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    data: Path | None = Field(
-        default=None, description="Manifest, or the folder of manifest.csv; None: phantoms."
-    )
+    data: Path | None = Field(default=None, description="Manifest, or the folder of manifest.csv; None: phantoms.")
     phantom_hospitals: int = Field(default=3, ge=1)
     phantom_patients: int = Field(default=60, ge=1)
-    site_column: str = Field(
-        default="source", description="The column that names the hospital: source or site."
-    )
+    site_column: str = Field(default="source", description="The column that names the hospital: source or site.")
     hold_out: tuple[str, ...] = Field(default=(), description="Hospitals that only test.")
-    labels: BudgetText = Field(
-        default="", description='Labelled images: "" all, "200" per site, "200,jsrt=40".'
-    )
+    labels: BudgetText = Field(default="", description='Labelled images: "" all, "200" per site, "200,jsrt=40".')
     masks: BudgetText = Field(default="", description="Masks, in the same syntax.")
-    dirichlet_sites: int = Field(
-        default=0, ge=0, description="Deal the training patients to this many sites."
-    )
-    dirichlet_alpha: float = Field(
-        default=0.5, gt=0, description="Small is skewed: sites of nearly one label."
-    )
+    dirichlet_sites: int = Field(default=0, ge=0, description="Deal the training patients to this many sites.")
+    dirichlet_alpha: float = Field(default=0.5, gt=0, description="Small is skewed: sites of nearly one label.")
     image_size: int = Field(default=128, ge=16, le=1024)
     fit: Literal["pad", "stretch"] = "pad"
     seed: int = 0
@@ -115,9 +105,7 @@ class Hospital:
         )
 
 
-def hospitals(
-    config: FederationData, *, cache: Path, progress: Progress | None = None
-) -> tuple[Hospital, ...]:
+def hospitals(config: FederationData, *, cache: Path, progress: Progress | None = None) -> tuple[Hospital, ...]:
     """Build or reopen the store and return the hospitals sorted by name.
 
     Raises:
@@ -134,9 +122,7 @@ def hospitals(
     held_out = [everyone[name] for name in sorted(set(config.hold_out))]
     trainers = [hospital for name, hospital in everyone.items() if name not in config.hold_out]
     if not trainers:
-        raise RunConfigError(
-            "no_hospital_trains", "hold_out names every hospital. Leave at least one to train."
-        )
+        raise RunConfigError("no_hospital_trains", "hold_out names every hospital. Leave at least one to train.")
     conventions = _conventions(config, store, trainers, held_out)
     if config.dirichlet_sites:
         trainers = _dirichlet(config, store, trainers)
@@ -144,9 +130,7 @@ def hospitals(
     tests = [replace(each, role="held-out", conventions=conventions) for each in held_out]
     clashes = {each.name for each in trainers} & {each.name for each in tests}
     if clashes:
-        raise RunConfigError(
-            "hospital_name_taken", f"Held-out {sorted(clashes)} are named as simulated sites."
-        )
+        raise RunConfigError("hospital_name_taken", f"Held-out {sorted(clashes)} are named as simulated sites.")
     return tuple(sorted([*trainers, *tests], key=lambda hospital: hospital.name))
 
 

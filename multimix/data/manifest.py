@@ -83,9 +83,7 @@ def read_manifest(path: Path) -> tuple[Record, ...]:
     """
     records = tuple(_record(path, row, cells) for row, cells in _rows(path))
     if not records:
-        raise ManifestError(
-            "manifest_empty", f"{path} has a header but no image row. Add one row for each image."
-        )
+        raise ManifestError("manifest_empty", f"{path} has a header but no image row. Add one row for each image.")
     _check_patients(path, records)
     _check_files(path, records)
     return records
@@ -115,18 +113,14 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 def _check_header(path: Path, header: Sequence[str]) -> None:
     allowed = f"Columns allowed are: {', '.join(COLUMNS)}; required are {' and '.join(REQUIRED_COLUMNS)}."
     if not any(header):
-        raise ManifestError(
-            "manifest_empty", f"{path} is empty. Its first row must name the columns. {allowed}"
-        )
+        raise ManifestError("manifest_empty", f"{path} is empty. Its first row must name the columns. {allowed}")
     for name in REQUIRED_COLUMNS:
         if name not in header:
             hint = " The cells must be separated by commas." if len(header) == 1 else ""
             raise ManifestError("column_missing", f"{path}, row 1: no column {name!r}.{hint} {allowed}")
     for position, name in enumerate(header):
         if name not in COLUMNS:
-            raise ManifestError(
-                "column_unknown", f"{path}, row 1: column {name!r} is not known. Remove it. {allowed}"
-            )
+            raise ManifestError("column_unknown", f"{path}, row 1: column {name!r} is not known. Remove it. {allowed}")
         if name in header[:position]:
             raise ManifestError("column_duplicate", f"{path}, row 1: column {name!r} occurs twice. Keep one.")
 
@@ -224,9 +218,7 @@ def _file(path: Path, folder: Path, record: Record, column: Literal["image", "ma
         problem = "is not a file in the manifest's folder"
         remedy = "Correct the path (upper and lower case differ) or remove the row."
     if reason:
-        raise cell_error(
-            reason, where=path, row=record.row, column=column, value=value, problem=problem, remedy=remedy
-        )
+        raise cell_error(reason, where=path, row=record.row, column=column, value=value, problem=problem, remedy=remedy)
     return file
 
 

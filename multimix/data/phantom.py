@@ -91,9 +91,7 @@ def default_hospitals(count: int, seed: int) -> tuple[PhantomHospital, ...]:
 def _hospital(index: int, seed: int) -> PhantomHospital:
     # Additive sequences with irrational steps: neighbours are far apart and no two hospitals coincide.
     starts = stream(seed, "phantom", "hospitals").random(5)
-    steps = np.array(
-        [GOLDEN_STEP, 0.4142135623730951, 0.7320508075688772, 0.3166247903554, 0.6457513110645906]
-    )
+    steps = np.array([GOLDEN_STEP, 0.4142135623730951, 0.7320508075688772, 0.3166247903554, 0.6457513110645906])
     exposure, noise, view, habitus, prevalence = ((starts + index * steps) % 1).tolist()
     return PhantomHospital(
         name=f"phantom-{chr(ord('a') + index)}",
@@ -155,9 +153,7 @@ def _consolidation(chest: anatomy.Chest, film: anatomy.Film, rng: np.random.Gene
         along = (cos * (film.x - x0) + sin * (film.y - y0)) / np.float32(stretch)
         across = (cos * (film.y - y0) - sin * (film.x - x0)) * np.float32(stretch)
         distance = np.sqrt(along * along + across * across) / radius
-        ragged = 0.34 * anatomy.mottle(rng, chest.lung.shape, 10) + 0.2 * anatomy.mottle(
-            rng, chest.lung.shape, 30
-        )
+        ragged = 0.34 * anatomy.mottle(rng, chest.lung.shape, 10) + 0.2 * anatomy.mottle(rng, chest.lung.shape, 30)
         patch = 1 / (1 + np.exp(np.clip((distance + ragged - 0.9) / 0.26, -30, 30)))
         keep *= 1 - np.float32(severity * rng.uniform(0.7, 1.1)) * patch
     share: anatomy.Field = np.clip(1 - keep, 0, 0.97).astype(np.float32)
@@ -170,9 +166,7 @@ def _has_pneumonia(hospital: PhantomHospital, patient: int, seed: int) -> bool:
     return bool((start + patient * GOLDEN_STEP) % 1 < hospital.prevalence)
 
 
-def _develop(
-    attenuation: anatomy.Field, hospital: PhantomHospital, rng: np.random.Generator
-) -> npt.NDArray[np.uint8]:
+def _develop(attenuation: anatomy.Field, hospital: PhantomHospital, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """Expose a film: scatter, quantum noise, detector blur, characteristic curve."""
     size = max(attenuation.shape)
     primary = np.exp(-np.maximum(attenuation, 0))
@@ -180,9 +174,7 @@ def _develop(
     scatter = np.float32(rng.uniform(0.1, 0.28))
     signal = (1 - scatter) * primary + scatter * spread
     grain = rng.standard_normal(signal.shape, dtype=np.float32)
-    density = -np.log(signal) + np.float32(0.016 * hospital.noise) * grain / np.sqrt(
-        signal + np.float32(0.02)
-    )
+    density = -np.log(signal) + np.float32(0.016 * hospital.noise) * grain / np.sqrt(signal + np.float32(0.02))
     density = ndimage.gaussian_filter(density, max(0.45, size / 400), truncate=3)
     drift = rng.normal(0, 0.10)
     contrast = rng.uniform(0.85, 1.1)
@@ -224,9 +216,7 @@ def write_phantoms(out: Path, *, hospitals: int, patients: int, image_size: int,
         InputError: a count is out of range, or the folder holds something else.
     """
     if patients < 1:
-        raise InputError(
-            "phantom_patients", f"{patients} patients for each hospital asked for; give 1 or more."
-        )
+        raise InputError("phantom_patients", f"{patients} patients for each hospital asked for; give 1 or more.")
     wanted = {
         "synthetic": True,
         "generator_version": GENERATOR_VERSION,
@@ -241,11 +231,7 @@ def write_phantoms(out: Path, *, hospitals: int, patients: int, image_size: int,
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         partial = Path(scratch) / "phantoms"
-        rows = [
-            row
-            for hospital in chosen
-            for row in _write_hospital(partial, hospital, patients, image_size, seed)
-        ]
+        rows = [row for hospital in chosen for row in _write_hospital(partial, hospital, patients, image_size, seed)]
         with (partial / "manifest.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerows([MANIFEST_COLUMNS, *rows])

@@ -211,9 +211,7 @@ def _ribs(build: Build, film: Film, t: Field, across: Field) -> Field:
     posterior_drop = np.float32(0.25) * u * u - np.float32(0.035) * u
     anterior_drop = np.float32(0.215) + np.float32(0.34) * np.clip(1 - u, 0, 1) ** np.float32(0.9)
     wall = np.clip((1.04 - u) / 0.06, 0, 1)
-    posterior = (
-        _rib_family(t - posterior_drop, 0.27, soft) * np.clip((u - 0.1) / 0.1, 0, 1) * (0.75 + 0.35 * u)
-    )
+    posterior = _rib_family(t - posterior_drop, 0.27, soft) * np.clip((u - 0.1) / 0.1, 0, 1) * (0.75 + 0.35 * u)
     anterior = _rib_family(t - anterior_drop, 0.3, soft) * np.clip((u - 0.42) / 0.3, 0, 1) * 0.6
     return 0.30 * wall * (posterior + anterior)
 
@@ -223,9 +221,7 @@ def _rib_family(level: Field, half_width: float, soft: np.float32) -> Field:
     phase = level / np.float32(RIB_SPACING_T) + np.float32(0.2)
     number = np.floor(phase)
     off = phase - number - np.float32(0.5)
-    tube = _cover(half_width - np.abs(off), float(soft)) * (
-        0.55 + 0.45 * (off / half_width) ** 2 + 0.35 * off
-    )
+    tube = _cover(half_width - np.abs(off), float(soft)) * (0.55 + 0.45 * (off / half_width) ** 2 + 0.35 * off)
     drawn: Field = tube * ((number >= 0) & (number < RIB_PAIRS))
     return drawn
 
@@ -250,12 +246,7 @@ def _shoulders(build: Build, film: Film) -> Field:
     clavicle = _cover(1 - off, 0.3) * (0.7 + 0.5 * np.minimum(off, 1) ** 2) * _cover(side - 0.12, 0.05)
     clavicle *= _cover(1.2 - side, 0.06)
     border = side - (build.scapula + 0.2 * np.abs(film.y - 0.35))
-    blade = (
-        _cover(border, 0.05)
-        * _cover(1.25 - side, 0.2)
-        * _cover(0.85 - film.y, 0.15)
-        * _cover(film.y - 0.02, 0.2)
-    )
+    blade = _cover(border, 0.05) * _cover(1.25 - side, 0.2) * _cover(0.85 - film.y, 0.15) * _cover(film.y - 0.02, 0.2)
     blade *= 0.14 + 0.16 * np.exp(-np.clip(border, 0, 9) / 0.04)
     head = _cover(0.15 - np.hypot(side - 1.27, film.y - 0.17), 0.06)
     drawn: Field = 0.4 * clavicle + blade + 0.2 * head
@@ -267,9 +258,7 @@ def _soft(build: Build, film: Film, t: Field, central: Field, lateral: Field) ->
     side = np.abs(film.x)
     trachea = -0.42 * _cover(0.065 - np.abs(central + 0.015), 0.05) * _cover(0.36 - t, 0.06)
     bronchi = (
-        -0.16
-        * _cover(0.04 - np.abs(t - 0.36 - 0.28 * np.abs(central)), 0.04)
-        * _cover(0.2 - np.abs(central), 0.06)
+        -0.16 * _cover(0.04 - np.abs(t - 0.36 - 0.28 * np.abs(central)), 0.04) * _cover(0.2 - np.abs(central), 0.06)
     )
     level = t - np.where(film.x > 0, np.float32(0.43), np.float32(0.47))
     hila = 0.26 * build.vessels * np.exp(-(((np.abs(central) - 0.24) / 0.1) ** 2) - (level / 0.1) ** 2)

@@ -140,16 +140,12 @@ def site_budgets(kind: str, text: str, available: Mapping[str, int]) -> dict[str
     for site, asked in exact.items():
         if site not in available:
             known = ", ".join(sorted(available))
-            raise RunConfigError(
-                "hospital_unknown", f"{kind}: no training hospital {site!r}. Choose from: {known}."
-            )
+            raise RunConfigError("hospital_unknown", f"{kind}: no training hospital {site!r}. Choose from: {known}.")
         check_budget(site, kind, asked=asked, available=available[site])
     others = {site: count for site, count in available.items() if site not in exact}
     if general is not None and others and general > max(others.values()):
         counts = ", ".join(f"{site} {count}" for site, count in sorted(others.items()))
-        message = (
-            f"{kind} = {text!r}: no training hospital has {general}. They have: {counts}. Ask for fewer."
-        )
+        message = f"{kind} = {text!r}: no training hospital has {general}. They have: {counts}. Ask for fewer."
         raise ManifestError("budget_too_large", message)
     return {site: exact.get(site, general) for site in available}
 

@@ -95,9 +95,7 @@ def build_store(
     return open_store(out)
 
 
-def _decoded(
-    record: Record, split: Split, *, root: Path, preprocessing: Preprocessing, key: bytes
-) -> StoreRow:
+def _decoded(record: Record, split: Split, *, root: Path, preprocessing: Preprocessing, key: bytes) -> StoreRow:
     grey = read_image(record, root=root)
     geometry = geometry_of(preprocessing, width=grey.shape[1], height=grey.shape[0])
     size = preprocessing.image_size

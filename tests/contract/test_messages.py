@@ -138,11 +138,6 @@ def test_a_site_name_is_plain(name):
         SiteCard.model_validate({**CARD, "site": name})
 
 
-def test_a_card_of_another_protocol_is_refused():
-    with pytest.raises(ValidationError, match="protocol"):
-        SiteCard.model_validate({**CARD, "protocol": 2})
-
-
 @pytest.mark.parametrize("length", [MEAN_MASK_SIDE**2 - 1, MEAN_MASK_SIDE**2 + 1])
 def test_a_mean_mask_has_32_by_32_values(length):
     with pytest.raises(ValidationError, match="mean_mask"):

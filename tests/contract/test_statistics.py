@@ -21,8 +21,8 @@ from multimix.contract.statistics import (
     ScoreCell,
     SegmentationStatistics,
     add,
-    suppress,
 )
+from multimix.contract.suppression import suppress
 from multimix.metrics import classification_statistics, summarise
 
 # Multiples of 1/1024: their sums and squares are exact in float64, so sums can be compared with ==.
@@ -227,9 +227,7 @@ def test_merged_bins_are_those_with_the_narrowest_auroc_interval(normal, pneumon
 def _pairs_of_every_merge(normal, pneumonia, minimum):
     for count in range(7):
         for cuts in combinations(range(1, 7), count):
-            cells = [
-                (sum(normal[low:high]), sum(pneumonia[low:high])) for low, high in pairwise((0, *cuts, 7))
-            ]
+            cells = [(sum(normal[low:high]), sum(pneumonia[low:high])) for low, high in pairwise((0, *cuts, 7))]
             safe = all(n == 0 or n >= minimum for cell in cells for n in cell)
             yield sum(a * b for a, b in cells) if safe else None
 
@@ -316,11 +314,9 @@ def test_few_empty_masks_or_few_others_are_not_counted(empty, kept):
 
 
 def test_fewer_patients_than_the_minimum_withhold_everything():
-    statistics = EvaluationStatistics(
-        patients=2, images=50, classification=table([(0.25, 0)] * 25 + [(0.75, 1)] * 25)
-    )
+    statistics = EvaluationStatistics(patients=2, images=50, classification=table([(0.25, 0)] * 25 + [(0.75, 1)] * 25))
     sent = suppress(statistics, minimum=5)
-    assert sent == EvaluationStatistics(patients=2, images=50, withheld=("all:patients_below_minimum",))
+    assert sent == EvaluationStatistics(patients=0, images=0, withheld=("all:patients_below_minimum",))
 
 
 # What a site may claim
