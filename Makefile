@@ -20,7 +20,7 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 run: $(VENV)/installed ## Simulate four synthetic hospitals with Flower and write a report.
-	$(BIN)/multimix-sim flower --hold-out phantom-d -c title="Four synthetic hospitals"
+	$(BIN)/multimix-sim flower --hold-out phantom-d --rounds 8 --local-steps 20 -c phantom-patients=100 -c title="Four synthetic hospitals"
 
 test: $(VENV)/installed ## Run the tests that take less than 10 minutes.
 	$(BIN)/python -m pytest -q -m "not slow"
