@@ -48,7 +48,7 @@ def import_images(
     Exit codes: 0 stored, 2 the input cannot be used (a paragraph names file, row and what to do).
     """
     try:
-        opened = _import(manifest, store, _preprocessing(image_size, fit), _secret(secret), seed)
+        opened = _import(manifest, store, _preprocessing(image_size, fit), secret, seed)
     except InputError as error:
         _err.print(f"[bold red]cannot go on[/] ({error.reason})\n{error}", soft_wrap=True, highlight=False)
         raise typer.Exit(EXIT_INPUT) from None
@@ -92,8 +92,9 @@ def _secret(path: Path) -> bytes:
         return secret
 
 
-def _import(manifest: Path, store: Path, preprocessing: Preprocessing, secret: bytes, seed: int) -> Store:
+def _import(manifest: Path, store: Path, preprocessing: Preprocessing, secret: Path, seed: int) -> Store:
     records = read_manifest(manifest)
+    pseudonym_key = _secret(secret)
     with Progress(console=_err, transient=True) as progress:
         task = progress.add_task("decoding images", total=len(records))
         return build_store(
@@ -101,7 +102,7 @@ def _import(manifest: Path, store: Path, preprocessing: Preprocessing, secret: b
             root=manifest.parent,
             out=store,
             preprocessing=preprocessing,
-            pseudonym_key=secret,
+            pseudonym_key=pseudonym_key,
             split_seed=seed,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )

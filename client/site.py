@@ -23,6 +23,7 @@ from multimix.contract.messages import (
     SiteCard,
     TrainReport,
     Weights,
+    taught_arrays,
     weights_sha256,
 )
 from multimix.contract.signing import SignedPlan, verified
@@ -94,7 +95,7 @@ class LocalSite:
         )
 
     def train(self, signed: SignedPlan, weights: Weights) -> Trained:
-        """Train for one round. Refuses before a pixel is read; a diverged model is never sent."""
+        """Train for one round. Refuses before a pixel is read; a diverged model or an untaught module is never sent."""
         plan, network = self._admitted(signed, weights, kind="train")
         if self.hospital.role == "held-out":
             raise Refused("site_held_out")
@@ -107,12 +108,13 @@ class LocalSite:
         trained = export(network)
         if not all(np.isfinite(value).all() for value in trained.values()):
             raise Refused("training_diverged")
+        sent = taught_arrays(trained, outcome.teachers)
         report = TrainReport(
             site=self.hospital.name,
             job_id=plan.job_id,
             round=plan.round,
             plan_sha256=signed.sha256,
-            weights_sha256=weights_sha256(trained),
+            weights_sha256=weights_sha256(sent),
             steps=plan.work.steps,
             teachers=outcome.teachers,
             losses=outcome.losses,
@@ -126,7 +128,7 @@ class LocalSite:
             },
             evaluation=evaluation,
         )
-        return Trained(report, trained)
+        return Trained(report, sent)
 
     def evaluate(self, signed: SignedPlan, weights: Weights) -> Evaluated:
         """Score the weights given; pictures only as many as policy releases."""

@@ -14,6 +14,7 @@ from multimix.contract.messages import (
     Teachers,
     TrainReport,
     Weights,
+    taught_arrays,
     weights_sha256,
 )
 from multimix.errors import Refused
@@ -25,7 +26,7 @@ class Update:
 
     site: str
     report: TrainReport
-    weights: Weights
+    weights: Weights  # of the modules that the site taught
     update_norm: float  # ||weights - weights sent||
 
 
@@ -51,6 +52,7 @@ def admit(
         raise Refused("wrong_plan")
     if report.evaluation is not None:
         check_evaluation(report.evaluation, card=card, job_id=job_id, plan_sha256=plan_sha256)
+    sent = taught_arrays(sent, report.teachers)
     _check_arrays(weights, sent)
     if weights_sha256(weights) != report.weights_sha256:
         raise Refused("weights_hash")
@@ -69,6 +71,8 @@ def check_evaluation(report: EvaluateReport, *, card: SiteCard, job_id: str, pla
 
 
 def _check_arrays(weights: Weights, sent: Weights) -> None:
+    if not sent:
+        raise Refused("nothing_taught")
     if set(weights) != set(sent):
         raise Refused("weights_names")
     for name, value in weights.items():

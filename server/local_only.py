@@ -46,7 +46,7 @@ def train_alone(federation: Federation, orders: Orders, initial: Weights, sites:
                 log.warning("local-only training of %s left out: %s", site, record.reason)
                 del weights[site]
             else:
-                weights[site] = update.weights
+                weights[site] = weights[site] | update.weights
         log.info("local-only round %d of %d, %d sites", round_number, orders.config.rounds, len(weights))
     scores = evaluate_everywhere(federation, alone, weights, pictures=0)
     return {site: site_figures(report.statistics, orders.mask_convention) for site, report in scores.reports.items()}

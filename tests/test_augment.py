@@ -161,6 +161,17 @@ def test_a_strong_shift_comes_on_top_of_the_weak_view():
     assert len(seen_shifts) == 4  # to both sides, of mirrored images and others
 
 
+def test_a_strong_shift_is_measured_on_the_weak_view_whatever_its_scale():
+    changes = {"weak_scale": 0.5, "geometric": ("translate_x",), "photometric": ()}
+    views = STILL.model_copy(update={**changes, "strong_operations": 1, "strong_magnitude": 20.0})
+    centre = torch.zeros(1, 1, SIZE, SIZE)
+    centre[..., 14:18, 14:18] = 1.0
+    columns = torch.arange(SIZE) - (SIZE - 1) / 2
+    for seed in range(6):  # the middle stays where it is at any scale, then moves 0.45 x 20 / 30 of 32 pixels
+        seen = apply(centre, [strong_recipe(views, seed, geometric=True)])[0, 0]
+        assert abs(float((seen.sum(0) * columns).sum() / seen.sum())) == pytest.approx(9.6, abs=0.25)  # sampling blurs
+
+
 @pytest.mark.parametrize("operation", GEOMETRIC)
 def test_every_geometric_operation_moves_the_image_and_its_mask(operation):
     views = STILL.model_copy(update={"geometric": (operation,), "photometric": (), "strong_operations": 1})

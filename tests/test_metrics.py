@@ -242,9 +242,7 @@ def test_decisions_equal_scikit_learn(rows):
         else:
             assert found[key] is None
     both = len(set(labels.tolist())) == 2
-    assert found["balanced_accuracy"] == (
-        pytest.approx(balanced_accuracy_score(labels, predicted)) if both else None
-    )
+    assert found["balanced_accuracy"] == (pytest.approx(balanced_accuracy_score(labels, predicted)) if both else None)
 
 
 def test_majority_figures_are_those_of_always_predicting_the_frequent_class():

@@ -207,6 +207,14 @@ def test_an_image_that_may_not_teach_the_classifier_does_not():
     assert found == pytest.approx([math.log1p(math.exp(-1.0))])
 
 
+def test_pseudo_labels_of_images_that_may_not_teach_the_classifier_are_not_confident():
+    batch = tiny_batch(labelled=0, masked=0, teaches_classifier=(False, True), teaches_decoder=(True, True))
+    batch = replace(batch, weak=flat(5, -5))
+    found = targets(PixelNetwork(), PixelNetwork(), batch, OBJECTIVE)
+    assert found.confident.tolist() == [0.0, 1.0]
+    assert found.pseudo_labels[1] == 0
+
+
 def test_the_total_is_the_weighted_sum_over_planned_slots():
     def term(*values):
         return torch.tensor(values, dtype=torch.float64)

@@ -74,8 +74,7 @@ def test_the_most_salient_place_is_the_most_changed():
 def test_the_unit_of_saliency_does_not_matter(factor):
     saliency = np.outer(np.linspace(0, 1, 24), np.linspace(0, 1, 20))
     strips = [
-        overlay_strip(GREY, prediction=None, truth=None, saliency=s, scale=1)
-        for s in (saliency, factor * saliency)
+        overlay_strip(GREY, prediction=None, truth=None, saliency=s, scale=1) for s in (saliency, factor * saliency)
     ]
     assert np.abs(np.asarray(strips[0]).astype(int) - np.asarray(strips[1])).max() <= 1
 

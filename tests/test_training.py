@@ -10,8 +10,8 @@ from support import SIZE, Film, phantom_films, rows, tiny_network, training_data
 
 from multimix.config import MethodConfig, NetworkConfig, ObjectiveConfig, OptimiserConfig, preset
 from multimix.contract.messages import LocalWork, Teachers, module_of
-from multimix.evaluation import evaluate
 from multimix.errors import InputError
+from multimix.evaluation import evaluate
 from multimix.network import new_network
 from multimix.training import (
     add_proximal_gradient,

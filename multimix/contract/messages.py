@@ -142,6 +142,12 @@ def module_of(parameter: str) -> str:
     return module
 
 
+def taught_arrays(weights: Weights, teachers: dict[str, Teachers]) -> Weights:
+    """Return the arrays of the modules that somebody taught: what a site sends, and what the server expects."""
+    taught = {module for module, counts in teachers.items() if counts.labelled + counts.unlabelled}
+    return {name: value for name, value in weights.items() if module_of(name) in taught}
+
+
 def canonical_json(document: Frozen) -> str:
     """Return the one text of a document that is signed and hashed."""
     return json.dumps(document.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -113,9 +113,7 @@ def test_auto_takes_the_convention_of_the_held_out_hospital_though_rarer(tmp_pat
     folder.mkdir()
     Image.fromarray(np.full((16, 16), 255, np.uint8)).save(folder / "m.png")
     lines = ["image,mask,source,patient_id,mask_origin"]
-    for i, (source, origin) in enumerate(
-        [("a", "x"), ("a", "y"), ("b", "behind heart"), ("c", "behind heart")]
-    ):
+    for i, (source, origin) in enumerate([("a", "x"), ("a", "y"), ("b", "behind heart"), ("c", "behind heart")]):
         Image.fromarray(np.full((16, 16), i, np.uint8)).save(folder / f"{i}.png")
         lines.append(f"{i}.png,m.png,{source},P{i},{origin}")
     (folder / "manifest.csv").write_text("\n".join(lines))
@@ -138,9 +136,7 @@ def test_all_conventions_are_accepted_when_asked(data, cache):
         ({"dirichlet_sites": 400}, "dirichlet_sites_too_many", "400"),
     ],
 )
-def test_a_name_that_does_not_fit_the_data_is_refused_with_the_ones_that_do(
-    data, cache, fields, reason, named
-):
+def test_a_name_that_does_not_fit_the_data_is_refused_with_the_ones_that_do(data, cache, fields, reason, named):
     with pytest.raises(RunConfigError, match=named) as caught:
         federation(data, cache, **fields)
     assert caught.value.reason == reason
@@ -169,9 +165,7 @@ def test_a_hospital_without_training_images_is_refused_by_name(tmp_path):
     folder.mkdir()
     for name in ("a.png", "b.png"):
         Image.fromarray(np.zeros((16, 16), np.uint8)).save(folder / name)
-    (folder / "manifest.csv").write_text(
-        "image,patient_id,source,split\na.png,P,full,train\nb.png,Q,hollow,test\n"
-    )
+    (folder / "manifest.csv").write_text("image,patient_id,source,split\na.png,P,full,train\nb.png,Q,hollow,test\n")
     with pytest.raises(ManifestError, match="hollow") as caught:
         federation(folder, tmp_path / "cache")
     assert caught.value.reason == "site_empty"
@@ -214,9 +208,7 @@ def test_simulated_sites_have_the_pools_of_their_own_train_split(data, cache):
         assert used == split_rows(hospital)[0]
 
 
-labels = st.lists(st.sampled_from([-1, 0, 1, 2]), min_size=1, max_size=60).map(
-    lambda each: np.array(each, np.int8)
-)
+labels = st.lists(st.sampled_from([-1, 0, 1, 2]), min_size=1, max_size=60).map(lambda each: np.array(each, np.int8))
 
 
 @given(labels=labels, sites=st.integers(1, 12), alpha=st.floats(0.01, 100), seed=st.integers(0, 9))
@@ -300,9 +292,7 @@ def test_importing_hospitals_and_the_manifest_needs_no_torch():
 def test_real_sources_hold_out_montgomery(tmp_path):
     if not (REAL / "cxr" / "manifest.csv").exists():
         pytest.skip(f"no real radiographs in {REAL}; set MULTIMIX_DATA")
-    config = FederationData(
-        data=REAL / "cxr", hold_out=("montgomery",), labels="200", masks="50", image_size=32
-    )
+    config = FederationData(data=REAL / "cxr", hold_out=("montgomery",), labels="200", masks="50", image_size=32)
     found = {hospital.name: hospital for hospital in hospitals(config, cache=tmp_path)}
     store = found["jsrt"].store()
     # Labels: 2 classes of 100 where both exist; masks: the held-out convention, which kermany does not have.

@@ -163,9 +163,7 @@ def test_a_marker_shows_in_its_own_corner() -> None:
 
 
 @given(count=st.integers(1, 26), seed=st.integers(0, 2**31))
-def test_default_hospitals_have_their_own_names_and_longer_lists_begin_with_shorter_ones(
-    count: int, seed: int
-) -> None:
+def test_default_hospitals_have_their_own_names_and_longer_lists_begin_with_shorter_ones(count: int, seed: int) -> None:
     hospitals = default_hospitals(count, seed)
     assert [h.name for h in hospitals[:3]] == ["phantom-a", "phantom-b", "phantom-c"][:count]
     assert len({h.name for h in hospitals}) == count
@@ -221,9 +219,7 @@ def test_the_manifest_has_every_column_of_every_patient_and_says_synthetic(tmp_p
 
 def test_the_files_hold_what_draw_phantom_draws(tmp_path: Path) -> None:
     manifest = write_phantoms(tmp_path / "out", hospitals=2, patients=2, image_size=40, seed=9)
-    drawn = [
-        draw_phantom(h, patient=i, seed=9, image_size=40) for h in default_hospitals(2, 9) for i in range(2)
-    ]
+    drawn = [draw_phantom(h, patient=i, seed=9, image_size=40) for h in default_hospitals(2, 9) for i in range(2)]
     for row, phantom in zip(read_rows(manifest), drawn, strict=True):
         with (
             Image.open(manifest.parent / row["image"]) as image,

@@ -115,9 +115,7 @@ def test_the_index_maps_predictions_back(tmp_path):
     pixels[24, 16] = 255  # one bright pixel
     built(tmp_path, Record(image=save(tmp_path, "a.png", pixels), patient_id="P"))
     with sqlite3.connect(tmp_path / "store" / "index.sqlite") as index:
-        found = index.execute(
-            "SELECT width, height, scale_x, scale_y, offset_x, offset_y FROM images"
-        ).fetchone()
+        found = index.execute("SELECT width, height, scale_x, scale_y, offset_x, offset_y FROM images").fetchone()
     width, height, scale_x, scale_y, offset_x, offset_y = found
     assert (width, height) == (32, 48)
     square = open_store(tmp_path / "store").image_pages.array[0]
@@ -194,9 +192,7 @@ def test_an_empty_key_is_refused(tmp_path):
 
 def test_equal_pixels_are_counted_not_refused(tmp_path):
     pixels = [np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint8), np.ones((4, 4), np.uint8)]
-    records = [
-        Record(image=save(tmp_path, f"{i}.png", each), patient_id=str(i)) for i, each in enumerate(pixels)
-    ]
+    records = [Record(image=save(tmp_path, f"{i}.png", each), patient_id=str(i)) for i, each in enumerate(pixels)]
     assert built(tmp_path, *records).equal_pixels == 1
 
 
@@ -250,15 +246,11 @@ def test_a_disk_that_takes_no_more_bytes_leaves_nothing(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     import signal
 
-    previous = signal.signal(
-        signal.SIGXFSZ, signal.SIG_IGN
-    )  # passing the limit then is an OSError, as on a full disk
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # passing the limit then is an OSError, as on a full disk
     resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, hard))
     try:
         with pytest.raises(StoreError) as caught:
-            write_store(
-                tmp_path / "s", (row(i) for i in range(2000)), preprocessing=Preprocessing(image_size=SIZE)
-            )
+            write_store(tmp_path / "s", (row(i) for i in range(2000)), preprocessing=Preprocessing(image_size=SIZE))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, previous)
@@ -388,8 +380,7 @@ def test_reading_through_a_store_keeps_mapped_memory_bounded(tmp_path):
 
 def test_progress_counts_every_image(tmp_path):
     records = [
-        Record(image=save(tmp_path, f"{i}.png", np.zeros((4, 4), np.uint8)), patient_id=str(i))
-        for i in range(3)
+        Record(image=save(tmp_path, f"{i}.png", np.zeros((4, 4), np.uint8)), patient_id=str(i)) for i in range(3)
     ]
     seen: list[tuple[int, int]] = []
     built(tmp_path, *records, progress=lambda done, total: seen.append((done, total)))

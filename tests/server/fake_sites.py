@@ -19,6 +19,7 @@ from multimix.contract.messages import (
     Teachers,
     TrainReport,
     Weights,
+    taught_arrays,
     weights_sha256,
 )
 from multimix.contract.records import card_reply, evaluated_reply, read_request, refusal_reply, trained_reply
@@ -71,9 +72,7 @@ def dice_of(value: float, *, images: int = 4, convention: str = CONVENTION) -> E
     """Statistics of images that all have one Dice (and every other measure the same)."""
     moments = Moments(count=images, total=images * value, squares=images * value**2)
     measures = ("dice", "jaccard", "hausdorff_px", "hausdorff95_px", "ssim")
-    table = SegmentationStatistics(
-        images=images, empty_truth=0, empty_prediction=0, **dict.fromkeys(measures, moments)
-    )
+    table = SegmentationStatistics(images=images, empty_truth=0, empty_prediction=0, **dict.fromkeys(measures, moments))
     return EvaluationStatistics(patients=images, images=images, segmentation={convention: table})
 
 
@@ -108,7 +107,8 @@ class FakeSite:
         """What an honest site sends: every number larger by `self.step(round)`."""
         signed, received = read_request(message.content)
         plan = verified(signed, PLAN_KEY.public_key())
-        sent = {name: value + np.float32(self.step(plan.round)) for name, value in received.items()}
+        moved = {name: value + np.float32(self.step(plan.round)) for name, value in received.items()}
+        sent = taught_arrays(moved, self.teachers)
         report = TrainReport(
             site=self.card.site,
             job_id=plan.job_id,

@@ -55,9 +55,7 @@ def sample_results(*, status: str = "finished", rounds: int = ROUNDS, synthetic:
         rounds=tuple(_round(number) for number in range(1, rounds + 1)),
         sites={name: _site(name, final=final) for name in SITES},
         conventions=_conventions() if final else {},
-        overall=Overall(
-            metrics=_classification(0.781, 0.62, 301) | _segmentation(0.917, 279) if final else {}
-        ),
+        overall=Overall(metrics=_classification(0.781, 0.62, 301) | _segmentation(0.917, 279) if final else {}),
         timing={
             "training": 1702.4,
             "waiting": 118.2,
@@ -91,9 +89,7 @@ def _conventions() -> dict[str, ConventionResult]:
     learned = ("jsrt", "shenzhen", "montgomery")
     return {
         EXCLUDES_HEART: ConventionResult(metrics=_segmentation(0.936, 121), sites=learned),
-        INCLUDES_HEART: ConventionResult(
-            metrics=_segmentation(0.871, 158), sites=("cohen", "kermany"), learned=False
-        ),
+        INCLUDES_HEART: ConventionResult(metrics=_segmentation(0.871, 158), sites=("cohen", "kermany"), learned=False),
     }
 
 
@@ -139,9 +135,7 @@ def _site(name: str, *, final: bool) -> SiteResult:
             unlabelled_patients=0 if held_out else 280,
         ),
         metrics=metrics,
-        local_only=_classification(0.87, majority, 126) | _segmentation(0.951, 49)
-        if name == "kermany"
-        else None,
+        local_only=_classification(0.87, majority, 126) | _segmentation(0.951, 49) if name == "kermany" else None,
         mask_conventions=(convention,) if convention else (),
         licences=("CC BY 4.0",),
     )

@@ -17,7 +17,7 @@ def _report(sent, **fields):
         "plan_sha256": PLAN,
         "weights_sha256": weights_sha256(sent),
         "steps": 1,
-        "teachers": {"encoder": Teachers(labelled=2, unlabelled=3)},
+        "teachers": dict.fromkeys(("encoder", "classifier", "decoder"), Teachers(labelled=2, unlabelled=3)),
         "losses": {},
     }
     return TrainReport.model_validate(honest | fields)
@@ -127,10 +127,10 @@ def test_teacher_counts_are_cut_to_what_the_card_can_hold():
     }
 
 
-def test_masks_of_several_conventions_cap_the_decoder_by_the_largest():
+def test_masks_of_several_conventions_cap_the_decoder_by_their_sum():
     masked = card("jsrt", masked_patients={"a": 4, "b": 7})
-    claimed = {"decoder": Teachers(labelled=11)}
-    assert capped(_report(weights(), teachers=claimed), masked)["decoder"] == Teachers(labelled=7, unlabelled=0)
+    claimed = {"decoder": Teachers(labelled=12)}
+    assert capped(_report(weights(), teachers=claimed), masked)["decoder"] == Teachers(labelled=4 + 7, unlabelled=0)
 
 
 def test_a_site_that_claims_teachers_without_labels_teaches_by_consistency_only():
@@ -143,3 +143,16 @@ def test_a_site_that_claims_teachers_without_labels_teaches_by_consistency_only(
 def test_a_module_that_was_not_named_is_taught_by_nobody_and_a_foreign_one_is_dropped():
     counts = capped(_report(weights(), teachers={"optimiser": Teachers(labelled=5)}), card("jsrt"))
     assert counts == dict.fromkeys(("encoder", "classifier", "decoder"), Teachers())
+
+
+def test_a_module_that_the_site_did_not_teach_is_neither_expected_nor_taken():
+    teachers = {"encoder": Teachers(labelled=2), "classifier": Teachers(unlabelled=1), "decoder": Teachers()}
+    answer = {name: value for name, value in weights(0.5).items() if not name.startswith("decoder")}
+    assert _admit(_report(answer, teachers=teachers), answer).weights is answer
+    with pytest.raises(Refused, match="weights_names"):
+        _admit(_report(weights(0.5), teachers=teachers), weights(0.5))
+
+
+def test_a_reply_of_a_site_that_taught_nothing_is_left_out():
+    with pytest.raises(Refused, match="nothing_taught"):
+        _admit(_report({}, teachers={}), {})

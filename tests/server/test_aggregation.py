@@ -174,4 +174,3 @@ def test_evaluation_orders_go_to_the_same_nodes():
     strategy.nodes = (4,)
     orders = list(strategy.configure_evaluate(1, ArrayRecord(), ConfigRecord(), grid=None))
     assert [(m.metadata.dst_node_id, m.metadata.message_type) for m in orders] == [(4, MessageType.EVALUATE)]
-

@@ -12,7 +12,8 @@ from server.rounds import Orders
 class _Remembers(FakeSite):
     """A site that keeps the weights and the job that each order brought."""
 
-    def __post_init__(self):
+    def __init__(self, *arguments, **fields):
+        super().__init__(*arguments, **fields)
         self.received, self.jobs = [], set()
 
     def answer(self, message):

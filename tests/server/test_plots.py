@@ -15,7 +15,7 @@ def test_ticks_enclose_the_data_at_even_distances(a, b):
     low, high = sorted((a, b))
     ticks = nice_ticks(low, high)
     step = ticks[1] - ticks[0]
-    tolerance = 1e-6 * max(abs(low), abs(high), 1e-9)
+    tolerance = max(1e-6 * max(abs(low), abs(high)), 1e-9)  # figures below are drawn as zero
     assert 2 <= len(ticks) <= 8
     assert step > 0
     assert ticks[0] <= low + tolerance

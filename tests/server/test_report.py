@@ -37,9 +37,7 @@ class _Tags(HTMLParser):
         self.problems += self.open
 
     def handle_starttag(self, tag, attributes):
-        self.addresses += [
-            value for name, value in attributes if name in {"src", "href", "srcset", "data", "action"}
-        ]
+        self.addresses += [value for name, value in attributes if name in {"src", "href", "srcset", "data", "action"}]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -59,9 +57,7 @@ def _row(block, kind):
     return next(row for row in block.rows if row.kind == kind)
 
 
-@pytest.mark.parametrize(
-    ("status", "rounds"), [("finished", ROUNDS), ("stopped", 5), ("running", 1), ("running", 0)]
-)
+@pytest.mark.parametrize(("status", "rounds"), [("finished", ROUNDS), ("stopped", 5), ("running", 1), ("running", 0)])
 def test_the_page_is_well_formed_at_every_stage_of_a_run(run_folder, status, rounds):
     assert _Tags(render(sample_results(status=status, rounds=rounds), run_folder)).problems == []
 
@@ -205,9 +201,7 @@ def _in_browser(page, folder):
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on PATH"
-)
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on PATH")
 
 
 @pytest.mark.browser
@@ -247,7 +241,5 @@ def test_a_browser_shows_the_page_without_a_complaint_or_a_request(run_folder, t
 @needs_browser
 def test_the_pages_own_policy_stops_anything_from_outside(run_folder, tmp_path):
     page = render(sample_results(), run_folder)
-    _, console = _in_browser(
-        page.replace("</main>", '<img src="https://example.invalid/x.png"></main>'), tmp_path
-    )
+    _, console = _in_browser(page.replace("</main>", '<img src="https://example.invalid/x.png"></main>'), tmp_path)
     assert any("Content Security Policy" in line for line in console)

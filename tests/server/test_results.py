@@ -33,10 +33,7 @@ def test_other_tools_find_the_final_figures_at_the_documented_paths(tmp_path):
 
 
 @given(
-    value=st.booleans()
-    | st.integers(-(2**53), 2**53)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text()
+    value=st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 )
 def test_a_configuration_value_keeps_its_type_and_value(value):
     results = _changed(config={"key": value})

@@ -126,9 +126,7 @@ def test_a_site_of_the_job_that_never_showed_itself_counts_as_absent():
 def test_a_round_without_its_quorum_changes_nothing_and_says_so():
     outcome = _round(_sites("abc", a=silent, b=refuses("dp_required")))
     assert not outcome.quorum_met
-    assert {n: v.tobytes() for n, v in outcome.weights.items()} == {
-        n: v.tobytes() for n, v in weights(1.0).items()
-    }
+    assert {n: v.tobytes() for n, v in outcome.weights.items()} == {n: v.tobytes() for n, v in weights(1.0).items()}
     assert outcome.record.module_shares == {}
     assert outcome.record.sites["c"].state == "accepted"
 
@@ -263,7 +261,5 @@ def test_no_more_pictures_are_taken_than_were_asked_for():
 
 def test_every_site_may_be_given_weights_of_its_own():
     sites = _sites("ab")
-    scores = evaluate_everywhere(
-        _federation(*sites), _orders(), {"a": weights(1.0), "b": weights(2.0)}, pictures=0
-    )
+    scores = evaluate_everywhere(_federation(*sites), _orders(), {"a": weights(1.0), "b": weights(2.0)}, pictures=0)
     assert scores.reports["a"].plan_sha256 != scores.reports["b"].plan_sha256
