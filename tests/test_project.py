@@ -1,0 +1,50 @@
+"""What the documents say is what there is."""
+
+import re
+import tomllib
+from pathlib import Path
+
+from multimix.contract.run_config import RunConfig
+from multimix.version import __version__
+from sim.cli import REAL_DATA_DEFAULTS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_version_is_one():
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == __version__
+
+
+def test_the_readmes_tree_names_every_module_and_nothing_else():
+    tree = README.split("```")[-2] if "multimix/  " in README.split("```")[-2] else ""
+    blocks = [block for block in README.split("```") if block.lstrip().startswith("multimix/ ")]
+    assert len(blocks) == 1, tree
+    named = set(re.findall(r"[a-z_]+\.(?:py|html\.md)", blocks[0]))
+    packages = ("multimix", "client", "server", "sim", "benchmarks")
+    files = {p.name for package in packages for p in (ROOT / package).rglob("*") if p.suffix in {".py", ".md"}}
+    assert named == {name for name in files if not name.startswith("__")}
+
+
+def test_every_configuration_key_is_documented_with_its_default():
+    table = (ROOT / "docs" / "configuration.md").read_text()
+    documented = dict(re.findall(r"^\| `([a-z-]+)` \| (\S.*?) \|", table, re.MULTILINE))
+    shown = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in RunConfig().flat().items()}
+    expected = {key: f"`{value}`" if value else "empty" for key, value in shown.items()}
+    assert documented == expected
+
+
+def test_the_defaults_for_real_radiographs_are_documented():
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    for key, value in REAL_DATA_DEFAULTS.items():
+        assert f"`{key}={value}`" in text
+
+
+def test_no_image_and_no_registry_host_is_in_the_repository():
+    import subprocess
+
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert not [name for name in names if name.endswith((".png", ".jpg", ".jpeg", ".dcm", ".u8", ".safetensors"))]
+    hosts = re.compile("|".join(("pypi" + r"\.org", "python" + r"hosted", "npmjs" + r"\.")))
+    texts = [name for name in names if name.endswith((".py", ".md", ".toml", "Makefile", "run"))]
+    assert not [name for name in texts if hosts.search((ROOT / name).read_text())]
