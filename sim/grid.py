@@ -34,18 +34,19 @@ class InProcessGrid(Grid):
         self._run_config = run_config
         self._nodes = nodes
         self._workers = min(workers, nodes)
-        self._pools: list[ProcessPoolExecutor] = []
+        self._pool: ProcessPoolExecutor | None = None
         # Messages take their sender from the process; in Flower the SuperLink sets it.
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = _RUN, _SERVER, _RUN
 
     def close(self) -> None:
         """Stop the workers, at once where one is still training."""
-        for pool in self._pools:
-            processes = list((pool._processes or {}).values())  # noqa: SLF001  (no public way to stop a busy worker)
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
-                process.terminate()
-        self._pools = []
+        if self._pool is None:
+            return
+        processes = list((self._pool._processes or {}).values())  # noqa: SLF001  (no public way to stop a busy worker)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.terminate()
+        self._pool = None
 
     def __enter__(self) -> Self:
         return self
@@ -68,14 +69,12 @@ class InProcessGrid(Grid):
 
     def _spread(self, orders: list[Message], timeout: float | None) -> list[Message]:
         """Give every order to any free worker; a site has no state between rounds that could matter."""
-        if not self._pools:
+        if self._pool is None:
             os.environ.setdefault("OMP_NUM_THREADS", "1")
-            self._pools = [
-                ProcessPoolExecutor(self._workers, mp_context=get_context("spawn"), initializer=_leave_interrupts)
-            ]
-        futures: list[Future[Message]] = [
-            self._pools[0].submit(answer, message, self._context(message)) for message in orders
-        ]
+            context = get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._workers, mp_context=context, initializer=_leave_interrupts)
+        pool = self._pool
+        futures: list[Future[Message]] = [pool.submit(answer, message, self._context(message)) for message in orders]
         done, late = wait(futures, timeout=timeout)
         for future in late:  # one that has begun goes on to its end, and keeps its worker until then
             future.cancel()

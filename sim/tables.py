@@ -22,18 +22,19 @@ _BASELINES = {
 
 def rows(results: Results) -> list[list[str]]:
     """Return header and rows: each site with its baseline row, then Dice by mask convention."""
-    table = [["site", "role", "test images", "row", *(title for title, _ in _COLUMNS)]]
+    table = [["site", "role", "masks drawn", "test images", "row", *(title for title, _ in _COLUMNS)]]
     for name, site in sorted(results.sites.items(), key=lambda item: (item[1].role == "held-out", item[0])):
         images = str(int(max(_count(site.metrics, "labelled_images"), _count(site.metrics, "masked_images"))))
-        table.append([name, site.role, images, "model", *_figures(site.metrics)])
+        drawn = ", ".join(site.mask_conventions) or "none"
+        table.append([name, site.role, drawn, images, "model", *_figures(site.metrics)])
         if site.local_only is not None:
-            table.append(["", "", "", "local only", *_figures(site.local_only)])
-        table.append(["", "", "", "majority / mean mask", *_baselines(site.metrics)])
+            table.append(["", "", "", "", "local only", *_figures(site.local_only)])
+        table.append(["", "", "", "", "majority / mean mask", *_baselines(site.metrics)])
     for name, convention in sorted(results.conventions.items()):
         images = str(int(_count(convention.metrics, "masked_images")))
         learned = "learned" if convention.learned else "not learned"
-        table.append([f"masks: {name}", learned, images, "model", *_figures(convention.metrics)])
-        table.append(["", "", "", "mean mask", *_baselines(convention.metrics)])
+        table.append(["all", learned, name, images, "model", *_figures(convention.metrics)])
+        table.append(["", "", "", "", "mean mask", *_baselines(convention.metrics)])
     return table
 
 
@@ -53,7 +54,7 @@ def results_table(results: Results) -> Table:
     for title in header:
         table.add_column(title)
     for line in body:
-        table.add_row(*map(escape, line), style="dim" if "mean mask" in line[3] else "")
+        table.add_row(*map(escape, line), style="dim" if "mean mask" in line[4] else "")
     return table
 
 

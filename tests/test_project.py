@@ -29,7 +29,9 @@ def test_the_readmes_tree_names_every_module_and_nothing_else():
 def test_every_configuration_key_is_documented_with_its_default():
     table = (ROOT / "docs" / "configuration.md").read_text()
     documented = dict(re.findall(r"^\| `([a-z-]+)` \| (\S.*?) \|", table, re.MULTILINE))
-    shown = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in RunConfig().flat().items()}
+    shown = {
+        key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in RunConfig().flat().items()
+    }
     expected = {key: f"`{value}`" if value else "empty" for key, value in shown.items()}
     assert documented == expected
 
@@ -48,3 +50,10 @@ def test_no_image_and_no_registry_host_is_in_the_repository():
     hosts = re.compile("|".join(("pypi" + r"\.org", "python" + r"hosted", "npmjs" + r"\.")))
     texts = [name for name in names if name.endswith((".py", ".md", ".toml", "Makefile", "run"))]
     assert not [name for name in texts if hosts.search((ROOT / name).read_text())]
+
+
+def test_the_readmes_table_is_that_of_the_committed_results():
+    from server.results import read_results
+    from sim.tables import markdown
+
+    assert markdown(read_results(ROOT / "docs" / "runs" / "cxr")) in README

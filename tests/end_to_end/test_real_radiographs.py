@@ -16,8 +16,27 @@ def results(real_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("real")
     done = subprocess.run(
         [
-            *(COMMAND, "run", "--data", str(real_data / "cxr"), "--hold-out", "montgomery", "--out", str(folder / "run")),
-            *("--rounds", "6", "--local-steps", "25", "-c", "image-size=64", "-c", f"cache={folder / 'cache'}", "--json"),
+            *(
+                COMMAND,
+                "run",
+                "--data",
+                str(real_data / "cxr"),
+                "--hold-out",
+                "montgomery",
+                "--out",
+                str(folder / "run"),
+            ),
+            *(
+                "--rounds",
+                "6",
+                "--local-steps",
+                "25",
+                "-c",
+                "image-size=64",
+                "-c",
+                f"cache={folder / 'cache'}",
+                "--json",
+            ),
         ],
         capture_output=True,
         text=True,
