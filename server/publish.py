@@ -59,6 +59,7 @@ def assemble(
                 local_only=state.local_only.get(site),
                 mask_conventions=card.conventions,
                 licences=(licences or {}).get(site, ()),
+                seconds=scores.reports[site].seconds if scores and site in scores.reports else {},
             )
             for site, card in sorted(state.cards.items())
         },

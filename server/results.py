@@ -103,7 +103,7 @@ class SiteCounts(Record):
 
 
 class SiteResult(Record):
-    """The final model at one site. Empty `metrics` while the run is going on.
+    """The final model at one site. Empty `metrics` while the run is going on; `seconds` is what scoring it took there.
 
     `local_only` holds the same metrics of a model trained at this site alone, where that was asked for.
     """
@@ -114,6 +114,7 @@ class SiteResult(Record):
     local_only: Metrics | None = None
     mask_conventions: tuple[str, ...] = ()
     licences: tuple[str, ...] = ()
+    seconds: Seconds = {}
 
 
 class ConventionResult(Record):

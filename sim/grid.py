@@ -7,7 +7,7 @@ gives the same bits.
 
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -20,17 +20,31 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from multimix.contract.run_config import Scalar
 
+App = Callable[[Message, Context], Message]
+
 _RUN = 1
 _SERVER = 1
 _FIRST_NODE = 2
 _APP_CRASHED = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 
 
-class InProcessGrid(Grid):
-    """Runs the ClientApp of `nodes` hospitals right here."""
+def answer(message: Message, context: Context) -> Message:
+    """Run the real ClientApp on one order."""
+    from client.app import app  # noqa: PLC0415  (in the worker)
 
-    def __init__(self, run_config: dict[str, Scalar], *, nodes: int, workers: int = 1) -> None:
+    reply: Message = app(message, context)
+    return reply
+
+
+class InProcessGrid(Grid):
+    """Runs the ClientApp of `nodes` hospitals right here.
+
+    Only with workers can an order miss its deadline, and a site that crashes be told from the whole run's end.
+    """
+
+    def __init__(self, run_config: dict[str, Scalar], *, nodes: int, workers: int = 1, app: App = answer) -> None:
         """Workers are started on first use; call `close` when done."""
+        self._app = app
         self._run_config = run_config
         self._nodes = nodes
         self._workers = min(workers, nodes)
@@ -64,7 +78,7 @@ class InProcessGrid(Grid):
         for number, message in enumerate(orders):
             message.metadata.__dict__["_message_id"] = f"in-process-{id(self)}-{number}"
         if self._workers == 1:
-            return [answer(message, self._context(message)) for message in orders]
+            return [self._app(message, self._context(message)) for message in orders]
         return self._spread(orders, timeout)
 
     def _spread(self, orders: list[Message], timeout: float | None) -> list[Message]:
@@ -74,7 +88,7 @@ class InProcessGrid(Grid):
             context = get_context("spawn")
             self._pool = ProcessPoolExecutor(self._workers, mp_context=context, initializer=_leave_interrupts)
         pool = self._pool
-        futures: list[Future[Message]] = [pool.submit(answer, message, self._context(message)) for message in orders]
+        futures: list[Future[Message]] = [pool.submit(self._app, message, self._context(message)) for message in orders]
         done, late = wait(futures, timeout=timeout)
         for future in late:  # one that has begun goes on to its end, and keeps its worker until then
             future.cancel()
@@ -125,11 +139,3 @@ def _result(future: Future[Message], order: Message) -> Message:
     if (error := future.exception()) is not None:
         return Message(Error(_APP_CRASHED, type(error).__name__), reply_to=order)
     return future.result()
-
-
-def answer(message: Message, context: Context) -> Message:
-    """Run the real ClientApp on one order."""
-    from client.app import app  # noqa: PLC0415  (in the worker)
-
-    reply: Message = app(message, context)
-    return reply
