@@ -7,7 +7,7 @@ reason codes, never exception text.
 import logging
 import os
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -52,7 +52,7 @@ def site_of(context: Context) -> Site:
     return _simulated_site(tuple(sorted(context.run_config.items())), partition, nodes)
 
 
-@lru_cache(maxsize=64)
+@cache
 def _simulated_site(run_config: tuple[tuple[str, Scalar], ...], partition: int, nodes: int) -> Site:
     """Import torch and the site only where a simulation trains in this very process."""
     import torch  # noqa: PLC0415

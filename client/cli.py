@@ -1,19 +1,20 @@
 """`multimix-site`: the hospital engineer's commands; see `multimix-site --help`."""
 
 import json
-import os
 import secrets
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from multimix.data.decode import Preprocessing
 from multimix.data.manifest import read_manifest
 from multimix.data.store import Store, build_store, open_store
 from multimix.errors import InputError
+from multimix.files import write_atomically
 
 EXIT_INPUT = 2
 _SECRET_BYTES = 32
@@ -50,7 +51,7 @@ def import_images(
     try:
         opened = _import(manifest, store, _preprocessing(image_size, fit), secret, seed)
     except InputError as error:
-        _err.print(f"[bold red]cannot go on[/] ({error.reason})\n{error}", soft_wrap=True, highlight=False)
+        _err.print(f"[bold red]cannot go on[/] ({error.reason})\n{escape(str(error))}", soft_wrap=True, highlight=False)
         raise typer.Exit(EXIT_INPUT) from None
     except KeyboardInterrupt:
         _err.print("interrupted: nothing was stored")
@@ -67,7 +68,7 @@ def show(
     try:
         opened = open_store(store)
     except InputError as error:
-        _err.print(f"[bold red]cannot go on[/] ({error.reason})\n{error}", soft_wrap=True, highlight=False)
+        _err.print(f"[bold red]cannot go on[/] ({error.reason})\n{escape(str(error))}", soft_wrap=True, highlight=False)
         raise typer.Exit(EXIT_INPUT) from None
     _show(opened, as_json=as_json)
 
@@ -83,13 +84,14 @@ def _preprocessing(image_size: int, fit: str) -> Preprocessing:
 def _secret(path: Path) -> bytes:
     """Read the site's secret, or make one that only this user can read."""
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
+        if not path.exists():
+            write_atomically(path, secrets.token_bytes(_SECRET_BYTES))
         return path.read_bytes()
-    with os.fdopen(descriptor, "wb") as file:
-        secret = secrets.token_bytes(_SECRET_BYTES)
-        file.write(secret)
-        return secret
+    except OSError as error:
+        raise InputError(
+            "secret_unusable",
+            f"The secret {path} can be neither read nor made ({error.strerror}): choose another --secret.",
+        ) from error
 
 
 def _import(manifest: Path, store: Path, preprocessing: Preprocessing, secret: Path, seed: int) -> Store:

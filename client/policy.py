@@ -20,6 +20,7 @@ class SitePolicy(Frozen):
     allowed_jobs: tuple[str, ...] | None = None  # None allows every job of this coordinator
     maximum_steps: Annotated[int, Field(ge=1)] = 100_000
     maximum_images_per_group: Annotated[int, Field(ge=1)] = 512
+    maximum_width: Annotated[int, Field(ge=1)] = 64  # of the network's first block: bounds memory
     minimum_cohort: Annotated[int, Field(ge=1)] = 10  # smallest cell in statistics that leave
     release_evaluation: bool = True
     release_mean_mask: bool = True
@@ -34,6 +35,8 @@ def check(plan: RoundPlan, policy: SitePolicy) -> None:
     """
     if policy.allowed_jobs is not None and plan.job_id not in policy.allowed_jobs:
         raise Refused("job_not_approved")
+    if plan.method.network.width > policy.maximum_width:
+        raise Refused("network_too_wide", f"asked {plan.method.network.width}, allowed {policy.maximum_width}")
     if plan.kind == "train":
         _check_training(plan, policy)
         return

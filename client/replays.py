@@ -1,4 +1,7 @@
-"""A site answers each order once: an older round, or another plan for the same round, is refused."""
+"""An older round, or another plan for the same round, is refused; the very same plan is answered alike again.
+
+Remembered by the process: a site that restarts forgets. The ledger of the patient-privacy core remembers for good.
+"""
 
 from multimix.contract.messages import RoundPlan
 from multimix.errors import Refused

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from multimix.contract.messages import MEAN_MASK_SIDE
-from multimix.contract.statistics import EvaluationStatistics, SegmentationStatistics
+from multimix.contract.statistics import EvaluationStatistics, SegmentationStatistics, add_segmentation
 from multimix.data.store import Store
 from multimix.metrics import classification_statistics, segmentation_statistics
 from multimix.network import CLASSES, MultiMixNetwork
@@ -75,7 +75,8 @@ def evaluate(
     time_spent = time_spent or ModelTime()
     scores: list[np.ndarray] = []
     labels: list[np.ndarray] = []
-    masks: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    segmentation: dict[str, SegmentationStatistics] = {}
+    baseline: dict[str, SegmentationStatistics] = {}
     for part, prediction in predictions(network, store, rows, time_spent):
         if prediction.pneumonia is not None:
             known = np.isin(store.label[part], range(len(CLASSES)))
@@ -87,24 +88,23 @@ def evaluate(
         for convention in sorted(set(store.convention[part][has_mask])):
             chosen = has_mask & (store.convention[part] == convention)
             truth = store.load_masks(part[chosen])[:, 0].numpy() >= MASK_THRESHOLD
-            masks.setdefault(str(convention), []).append((prediction.mask[chosen] >= MASK_THRESHOLD, truth))
-    pairs = {name: (np.concatenate(p), np.concatenate(t)) for name, (p, t) in _columns(masks).items()}
+            scored = segmentation_statistics(prediction.mask[chosen] >= MASK_THRESHOLD, truth)
+            _accumulate(segmentation, str(convention), scored)
+            if mean_mask is not None:
+                _accumulate(baseline, str(convention), _score_mean_mask(mean_mask, truth))
     known_labels: np.ndarray = np.concatenate(labels) if labels else np.empty(0)
     return EvaluationStatistics(
         patients=len(np.unique(store.patient[rows])),
         images=len(rows),
         classification=classification_statistics(np.concatenate(scores), known_labels) if len(known_labels) else None,
-        segmentation={name: segmentation_statistics(*pair) for name, pair in pairs.items()},
-        mean_mask={name: _score_mean_mask(mean_mask, truth) for name, (_, truth) in pairs.items()}
-        if mean_mask is not None
-        else {},
+        segmentation=segmentation,
+        mean_mask=baseline,
     )
 
 
-def _columns(
-    masks: dict[str, list[tuple[np.ndarray, np.ndarray]]],
-) -> dict[str, tuple[list[np.ndarray], list[np.ndarray]]]:
-    return {name: ([p for p, _ in pairs], [t for _, t in pairs]) for name, pairs in masks.items()}
+def _accumulate(tables: dict[str, SegmentationStatistics], name: str, more: SegmentationStatistics) -> None:
+    """Add a batch's statistics, so that no mask is kept."""
+    tables[name] = add_segmentation(tables[name], more) if name in tables else more
 
 
 def _score_mean_mask(mean_mask: np.ndarray, truths: np.ndarray) -> SegmentationStatistics:

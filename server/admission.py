@@ -51,7 +51,7 @@ def admit(
     if report.plan_sha256 != plan_sha256:
         raise Refused("wrong_plan")
     if report.evaluation is not None:
-        check_evaluation(report.evaluation, card=card, job_id=job_id, plan_sha256=plan_sha256)
+        check_evaluation(report.evaluation, "validation", card=card, job_id=job_id, plan_sha256=plan_sha256)
     sent = taught_arrays(sent, report.teachers)
     _check_arrays(weights, sent)
     if weights_sha256(weights) != report.weights_sha256:
@@ -62,9 +62,12 @@ def admit(
     return Update(card.site, report.model_copy(update={"teachers": capped(report, card)}), weights, norm)
 
 
-def check_evaluation(report: EvaluateReport, *, card: SiteCard, job_id: str, plan_sha256: str) -> None:
-    """Refuse figures of another site, job or plan, or over more images than the site's card holds."""
-    if (report.site, report.job_id, report.plan_sha256) != (card.site, job_id, plan_sha256):
+def check_evaluation(report: EvaluateReport, split: str, *, card: SiteCard, job_id: str, plan_sha256: str) -> None:
+    """Refuse figures of another site, job, plan or split, or over more images than the site's card holds.
+
+    The plan's hash binds the round.
+    """
+    if (report.site, report.job_id, report.plan_sha256, report.split) != (card.site, job_id, plan_sha256, split):
         raise Refused("evaluation_mismatch")
     if report.statistics.images > card.images:
         raise Refused("evaluation_images", f"{report.statistics.images} are above {card.images}")

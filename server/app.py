@@ -8,7 +8,9 @@ from flwr.serverapp import Grid, ServerApp
 from multimix.contract.run_config import RunConfig, read_run_config
 from multimix.contract.signing import simulation_key
 from multimix.data.licences import licences_by_source
+from multimix.data.simulation import hospitals_of_nodes
 from multimix.errors import InputError
+from server.federation import connected_nodes
 from server.folders import new_run_folder
 from server.job import Job, Licences, run_job
 from server.log import log, show_progress
@@ -22,6 +24,11 @@ def main(grid: Grid, context: Context) -> None:
     show_progress()
     try:
         config = read_run_config(context.run_config)
+        # Mistakes in the data are told here, to the person who made them, not at the sites.
+        nodes = connected_nodes(grid, at_least=config.quorum, deadline_s=config.deadline_s)
+        if not nodes:
+            raise _nobody(config)
+        hospitals_of_nodes(config, len(nodes))
         job = new_job(config)
         log.info("run folder: %s", job.folder)
         results = run_job(grid, job)
@@ -29,6 +36,10 @@ def main(grid: Grid, context: Context) -> None:
         log.error("stopped (%s): %s", error.reason, error)  # the person needs the paragraph, no trace
         raise SystemExit(1) from None
     log.info("%s: %s", results.status, job.folder / "report.html")
+
+
+def _nobody(config: RunConfig) -> InputError:
+    return InputError("quorum", f"No node is connected after {config.deadline_s:g} s (deadline-s): connect the sites.")
 
 
 def new_job(config: RunConfig) -> Job:

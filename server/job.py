@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 
 from multimix.contract.messages import Weights, canonical_json, sha256_text
 from multimix.contract.run_config import RunConfig
-from multimix.errors import InputError, RunConfigError
+from multimix.errors import CheckpointError, InputError, RunConfigError
 from multimix.network import new_network
 from multimix.weights import export, save_model
 from server.checkpoint import FILE, JobState, read_checkpoint, write_checkpoint
@@ -29,8 +29,8 @@ from server.publish import assemble, publish, write_pictures
 from server.results import Results, RoundResult, unwritable
 from server.rounds import Orders, check_federation, evaluate_everywhere, quorum_of, train_round
 
-# Settings that may differ between the parts of a resumed run: they do not change its weights.
-_FREE = {"out", "resume", "title", "deadline_s", "cache", "device", "pictures", "data", "quorum"}
+# Settings that may differ between the parts of a resumed run. None enters a plan; sites with other images are refused.
+_FREE = {"out", "resume", "title", "deadline_s", "cache", "pictures", "data", "quorum"}
 Licences = dict[str, tuple[str, ...]]
 
 
@@ -111,7 +111,11 @@ def _continued(state: JobState, weights: Weights, federation: Federation) -> tup
         if site not in state.cards:
             log.warning("  %s was not part of this job before", site)
         elif card.data_fingerprint != state.cards[site].data_fingerprint:
-            log.warning("  %s has other images than before: this is not the run it would have been", site)
+            raise CheckpointError(
+                "checkpoint_of_another_job",
+                f"{site} has other images than when this job began, so it cannot be resumed: bring the images back, or "
+                "begin a new run with another out.",
+            )
     return state.model_copy(update={"cards": {**state.cards, **federation.cards}}), weights
 
 
@@ -120,8 +124,8 @@ def _publish_stopped(job: Job) -> None:
     try:
         state, _ = read_checkpoint(job.folder, config_sha256=config_sha256(job.config))
         publish(assemble(job.config, state, status="stopped", licences=job.licences), job.folder)
-    except InputError as error:
-        log.warning("the report of the stopped run was not written: %s", error.reason)
+    except Exception as error:  # noqa: BLE001
+        log.warning("the report of the stopped run was not written (%s)", type(error).__name__)
 
 
 def _announce(state: JobState, config: RunConfig, federation: Federation) -> None:

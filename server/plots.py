@@ -60,8 +60,12 @@ def colour_class(slot: int) -> str:
     return f"c{slot % PALETTE_SIZE}" + (f" d{dash}" if dash else "")
 
 
+_LARGEST = 1e12  # a figure above it is drawn at the edge
+
+
 def nice_ticks(low: float, high: float, *, intervals: int = 4) -> tuple[float, ...]:
     """Return evenly spaced numbers, 1, 2 or 5 times a power of ten apart, that enclose low and high."""
+    low, high = max(low, -_LARGEST), min(high, _LARGEST)
     raw = _span(low, high) / intervals
     magnitude = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude >= raw * 0.999)

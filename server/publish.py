@@ -13,6 +13,7 @@ from multimix.metrics import summarise
 from multimix.version import __version__
 from server.checkpoint import JobState
 from server.convention import site_figures
+from server.log import log
 from server.report import write_report
 from server.results import (
     ConventionResult,
@@ -27,6 +28,8 @@ from server.results import (
 )
 from server.rounds import Scores
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+_LARGEST_PICTURE = 4_000_000
 NOT_PRIVATE = "No differential privacy: epsilon = infinity. The model can reveal images it was trained on."
 
 
@@ -129,6 +132,9 @@ def write_pictures(folder: Path, scores: Scores) -> tuple[Picture, ...]:
     written = []
     for site, pictures in sorted(scores.pictures.items()):
         for number, picture in enumerate(pictures):
+            if not picture.png.startswith(_PNG) or len(picture.png) > _LARGEST_PICTURE:
+                log.warning("  a picture of %s is left out: no PNG of at most %d bytes", site, _LARGEST_PICTURE)
+                continue
             name = f"pictures/{site}-{number:02d}.png"
             replace_file(folder / name, picture.png)
             written.append(Picture(site=site, caption=picture.caption, file=name))

@@ -184,7 +184,7 @@ def admitted_reply(
 
 def _accepted(update: Update, mask_convention: str | None) -> SiteRound:
     report = update.report
-    losses = dict(report.losses)
+    losses: dict[str, float | None] = dict(report.losses.items())
     if report.pseudo_label_rate is not None:
         losses["pseudo_label_rate"] = report.pseudo_label_rate
     statistics = report.evaluation.statistics if report.evaluation else None
@@ -231,7 +231,9 @@ def evaluate_everywhere(
         try:
             answer = content(federation.reply_of(site, replies))
             report = read_reply(answer, EvaluateReport)
-            check_evaluation(report, card=federation.cards[site], job_id=orders.job_id, plan_sha256=signed.sha256)
+            check_evaluation(
+                report, "test", card=federation.cards[site], job_id=orders.job_id, plan_sha256=signed.sha256
+            )
             scores.reports[site], scores.pictures[site] = report, read_pictures(answer)[:pictures]
         except Refused as refused:
             scores.refused[site] = refused.reason

@@ -13,12 +13,15 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 
 from multimix.contract.run_config import RunConfig, Scalar
 from multimix.errors import InputError
+from multimix.training import resolve_device
+from server.results import read_results
 
 APP_ROOT = Path(__file__).resolve().parent.parent
 _START_S = 60.0
@@ -45,9 +48,11 @@ def run_in_flower(config: RunConfig, *, nodes: int, changed: Mapping[str, Scalar
     """
     if not (APP_ROOT / "pyproject.toml").exists():
         raise InputError("app_root", f"{APP_ROOT} holds no Flower app: run this from a checkout of the repository.")
-    processors = os.cpu_count() or 1
+    processors, began = os.cpu_count() or 1, datetime.now(UTC)
+    # Ray hides the GPU from actors that ask for none; with one, all actors share it.
+    gpus = 1.0 / processors if resolve_device(config.device).type == "cuda" else 0.0
     simulation = (
-        f"num-supernodes={nodes} client-resources-num-cpus=1 client-resources-num-gpus=0.0 "
+        f"num-supernodes={nodes} client-resources-num-cpus=1 client-resources-num-gpus={gpus} "
         f"init-args-num-cpus={processors} init-args-log-to-driver=true"
     )
     with tempfile.TemporaryDirectory(prefix="multimix-flower-") as home, superlink(Path(home)) as environment:
@@ -63,7 +68,16 @@ def run_in_flower(config: RunConfig, *, nodes: int, changed: Mapping[str, Scalar
         )
     if started.returncode:
         return started.returncode
-    return 0 if (Path(config.out) / "model.safetensors").exists() else _FAILED
+    return 0 if _finished_since(Path(config.out), began) else _FAILED
+
+
+def _finished_since(folder: Path, began: datetime) -> bool:
+    """Tell whether this run, not one before it, brought the results in the folder."""
+    try:
+        results = read_results(folder)
+    except InputError:
+        return False
+    return results.status == "finished" and results.finished is not None and results.finished >= began
 
 
 @contextmanager

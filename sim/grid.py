@@ -39,7 +39,7 @@ def answer(message: Message, context: Context) -> Message:
 class InProcessGrid(Grid):
     """Runs the ClientApp of `nodes` hospitals right here.
 
-    Only with workers can an order miss its deadline, and a site that crashes be told from the whole run's end.
+    Without workers orders have no deadline, and a crash of the app ends the run.
     """
 
     def __init__(self, run_config: dict[str, Scalar], *, nodes: int, workers: int = 1, app: App = answer) -> None:
@@ -90,7 +90,7 @@ class InProcessGrid(Grid):
         pool = self._pool
         futures: list[Future[Message]] = [pool.submit(self._app, message, self._context(message)) for message in orders]
         done, late = wait(futures, timeout=timeout)
-        for future in late:  # one that has begun goes on to its end, and keeps its worker until then
+        for future in late:  # one that has begun, or is next, goes on to its end and keeps its worker
             future.cancel()
         replies = [_result(future, order) for future, order in zip(futures, orders, strict=True) if future in done]
         if any(isinstance(future.exception(), BrokenProcessPool) for future in done):

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from client.simulated import simulated_hospitals
 from multimix.contract.run_config import RunConfig
 from multimix.data.hospitals import Hospital, Progress
+from multimix.data.simulation import simulated_hospitals
 from multimix.training import resolve_device
 from server.app import new_job
 from server.job import run_job

@@ -6,10 +6,10 @@ bound by hash. Anything unknown is refused, never ignored.
 
 import hashlib
 import json
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from multimix.config import Frozen, MethodConfig, NonNegative, Unit
 from multimix.contract.statistics import EvaluationStatistics
@@ -24,8 +24,12 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Loss = Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]
+LossTerm = Literal["classification", "unlabelled_classification", "segmentation", "unlabelled_segmentation", "total"]
+SitePart = Literal["evaluation", "evaluation_model", "data", "step", "total"]
+Short = Annotated[str, Field(max_length=100, pattern=r"^[ -~]*$")]  # printable ASCII
+Seconds = Annotated[float, Field(ge=0, le=1e7, allow_inf_nan=False)]
+_MOST_ENTRIES = 16
 MeanMask = Annotated[
     tuple[Annotated[int, Field(ge=0, le=255)], ...],
     Field(min_length=MEAN_MASK_SIDE**2, max_length=MEAN_MASK_SIDE**2),
@@ -47,18 +51,30 @@ class SiteCard(Frozen):
     site: Name
     role: Literal["train", "held-out"]
     synthetic: bool
-    device: str
+    device: Short
     image_size: Count
     images: Count
     patients: Count
     training_patients: Count
     labelled_patients: ClassCounts  # within the label budget, in the training split
-    masked_patients: dict[str, Count]  # the same for masks, by convention
-    conventions: tuple[str, ...]  # of all masks there are, test patients' too
+    masked_patients: dict[Name, Count]  # the same for masks, by convention
+    conventions: tuple[Name, ...]  # of all masks there are, test patients' too
     # Mean lung mask of those masks by convention, 32 x 32 in steps of 1/255, row by row; only above the minimum cohort.
-    mean_masks: dict[str, MeanMask] = Field(default_factory=dict)
-    data_fingerprint: str
-    software: dict[str, str]
+    mean_masks: dict[Name, MeanMask] = Field(default_factory=dict)
+    data_fingerprint: Short
+    software: dict[Name, Short]
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        """Refuse counts that cannot be: parts are at most their whole."""
+        parts = [self.labelled_patients.normal, self.labelled_patients.pneumonia, *self.masked_patients.values()]
+        if not max(parts) <= self.training_patients <= self.patients <= self.images:
+            raise ValueError("labelled and masked patients <= training patients <= patients <= images must hold")
+        if not set(self.mean_masks) <= set(self.masked_patients) <= set(self.conventions):
+            raise ValueError("masks of a convention that the site does not have")
+        if max(len(self.conventions), len(self.software)) > _MOST_ENTRIES:
+            raise ValueError(f"at most {_MOST_ENTRIES} conventions or packages")
+        return self
 
 
 class LocalWork(Frozen):
@@ -108,7 +124,7 @@ class EvaluateReport(Frozen):
     plan_sha256: Sha256
     split: Literal["validation", "test"]
     statistics: EvaluationStatistics
-    seconds: dict[str, Seconds] = Field(default_factory=dict)
+    seconds: dict[SitePart, Seconds] = Field(default_factory=dict)
 
 
 class TrainReport(Frozen):
@@ -121,9 +137,9 @@ class TrainReport(Frozen):
     weights_sha256: Sha256  # of the weights sent back
     steps: Count
     teachers: dict[str, Teachers]
-    losses: dict[str, Finite]
+    losses: dict[LossTerm, Loss]
     pseudo_label_rate: Unit | None = None  # share of unlabelled views confident enough to teach the classifier
-    seconds: dict[str, Seconds] = Field(default_factory=dict)
+    seconds: dict[SitePart, Seconds] = Field(default_factory=dict)
     evaluation: EvaluateReport | None = None
 
 

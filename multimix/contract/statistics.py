@@ -28,7 +28,7 @@ _ROUNDING = 1e-6
 """Slack when sums of floats are checked against a bound."""
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
-Sum = Annotated[float, Field(ge=0)]
+Sum = Annotated[float, Field(ge=0, le=1e15)]  # far above any honest site; sums of sums stay finite
 Histogram = Annotated[tuple[Count, ...], Field(min_length=SCORE_BINS, max_length=SCORE_BINS)]
 Confusion = tuple[tuple[Count, Count], tuple[Count, Count]]
 Convention = Annotated[str, Field(min_length=1, max_length=64)]

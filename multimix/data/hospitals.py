@@ -7,6 +7,7 @@ store and its budget of labels and masks. A held-out hospital trains nobody: all
 import fcntl
 import hashlib
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,6 +39,8 @@ from multimix.randomness import derive_seed, stream
 Progress = Callable[[int, int], None]
 SIMULATION_KEY: Final = b"simulation"  # pseudonyms of a laboratory's public images hide nobody
 SITE_COLUMNS: Final = ("source", "site")
+SMALLEST_SITE: Final = 10  # patients; smaller sites of the site column are taken together
+_LONGEST_NAME: Final = 56
 
 
 def _checked_budget(text: str) -> str:
@@ -139,14 +142,7 @@ def _unknown(reason: str, key: str, value: str, known: Iterable[str]) -> RunConf
 
 
 def _by_name(config: FederationData, store: Store) -> dict[str, Hospital]:
-    names = store.source if config.site_column == "source" else store.site
-    if (names == "").any():
-        row = int(np.flatnonzero(names == "")[0])
-        raise ManifestError(
-            "site_missing",
-            f"site_column is {config.site_column!r} but image {row + 1} of the manifest has none. Fill "
-            "in the column, or choose the other one of source and site.",
-        )
+    names = store.source if config.site_column == "source" else _site_names(store)
     return {
         name: Hospital(
             name=name,
@@ -161,9 +157,29 @@ def _by_name(config: FederationData, store: Store) -> dict[str, Hospital]:
     }
 
 
+def _site_names(store: Store) -> npt.NDArray[np.str_]:
+    """Return a name that can travel for the hospital of each image, from the site column.
+
+    Images without a site, and those of sites with fewer than 10 patients, make one hospital for each source.
+    """
+    plain = [re.sub(r"[^A-Za-z0-9._-]+", "-", site).strip("-._")[:_LONGEST_NAME] for site in store.site.tolist()]
+    names = np.array(plain)
+    for name in np.unique(names).tolist():
+        rows = names == name
+        if not name or len(np.unique(store.patient[rows])) < SMALLEST_SITE:
+            names = np.where(rows, np.char.add(store.source, "-others"), names)
+    return names
+
+
 def _cached_store(config: FederationData, cache: Path, progress: Progress | None) -> Store:
     """Return the store of these files, preprocessing and seed; one process builds, the others wait for it."""
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        (cache / "lock").touch()
+    except OSError as error:
+        raise StoreError(
+            "cannot_write", f"The cache {cache} cannot be written ({error.strerror}). Choose another with cache."
+        ) from error
     with _locked(cache / "lock"):
         manifest = _manifest(config, cache)
         records = read_manifest(manifest)

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from multimix.data.decode import Geometry, Preprocessing, geometry_of, read_image, square, square_mask
-from multimix.data.manifest import Record, Split, UInt8, assign_splits
+from multimix.data.manifest import Record, Split, UInt8, assign_splits, cell_error
 from multimix.errors import ManifestError, StoreError
 
 if TYPE_CHECKING:
@@ -85,8 +85,21 @@ def build_store(
         raise StoreError("pseudonym_key_invalid", "The pseudonym key must have 1 to 64 bytes, better 32.")
 
     def rows() -> Iterator[StoreRow]:
+        seen: dict[str, Record] = {}
         for done, (record, split) in enumerate(zip(records, splits, strict=True), start=1):
-            yield _decoded(record, split, root=root, preprocessing=preprocessing, key=pseudonym_key)
+            row = _decoded(record, split, root=root, preprocessing=preprocessing, key=pseudonym_key)
+            first = seen.setdefault(row.content_hash, record)
+            if first.patient != record.patient:
+                raise cell_error(
+                    "image_duplicate",
+                    where=root,
+                    row=record.row,
+                    column="image",
+                    value=record.image,
+                    problem=f"has the very pixels of row {first.row}, which is another patient's",
+                    remedy="Keep one of the rows, or give both the patient whose image it is.",
+                )
+            yield row
             if progress:
                 progress(done, len(records))
 

@@ -214,7 +214,7 @@ def test_a_developer_may_see_the_failure_on_the_machine_but_it_still_does_not_le
     ("change", "expected"),
     [
         ({"data": "nowhere"}, "manifest_missing"),
-        ({"cache": "manifest.csv"}, "internal_error"),
+        ({"cache": "manifest.csv"}, "cannot_write"),
         ({"labels": "both=1000"}, "budget_too_large"),
     ],
     ids=["missing data", "a file in place of the cache", "budget"],

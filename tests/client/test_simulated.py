@@ -5,9 +5,10 @@ import shutil
 import pytest
 from tiny_hospitals import EXPERT, HOSPITALS, write_radiographs
 
-from client.simulated import SIMULATION_POLICY, federation_data, simulated_hospitals, simulated_site
+from client.simulated import SIMULATION_POLICY, simulated_site
 from multimix.contract.run_config import RunConfig
 from multimix.contract.signing import public_text, simulation_key
+from multimix.data.simulation import federation_data, simulated_hospitals
 from multimix.errors import InputError, ManifestError, RunConfigError
 
 

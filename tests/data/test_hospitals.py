@@ -34,7 +34,9 @@ def data(tmp_path_factory) -> Path:
         for source, (origin, count) in SOURCES.items():
             for i in range(2 * count):
                 name = f"{source}{i}.png"
-                Image.fromarray(np.full((16, 16), i, np.uint8)).save(folder / name)
+                shade = np.full((16, 16), i, np.uint8)
+                shade[0] = list(SOURCES).index(source)  # no two patients have equal pixels
+                Image.fromarray(shade).save(folder / name)
                 label = ("normal", "pneumonia")[i // 2 % 2]
                 rows.writerow([name, "mask.png", source, f"ward {source[0]}", label, f"P{i // 2}", origin])
     return folder
@@ -82,7 +84,7 @@ def test_a_held_out_hospital_only_tests(data, cache):
 
 
 def test_the_site_column_may_name_the_hospitals(data, cache):
-    assert list(federation(data, cache, site_column="site")) == ["ward a", "ward b", "ward g"]
+    assert list(federation(data, cache, site_column="site")) == ["ward-a", "ward-b", "ward-g"]
 
 
 def test_budgets_reach_the_pools(data, cache):
@@ -163,20 +165,23 @@ def test_an_unknown_key_is_refused():
 def test_a_hospital_without_training_images_is_refused_by_name(tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
-    for name in ("a.png", "b.png"):
-        Image.fromarray(np.zeros((16, 16), np.uint8)).save(folder / name)
+    for shade, name in enumerate(("a.png", "b.png")):
+        Image.fromarray(np.full((16, 16), shade, np.uint8)).save(folder / name)
     (folder / "manifest.csv").write_text("image,patient_id,source,split\na.png,P,full,train\nb.png,Q,hollow,test\n")
     with pytest.raises(ManifestError, match="hollow") as caught:
         federation(folder, tmp_path / "cache")
     assert caught.value.reason == "site_empty"
 
 
-def test_an_image_without_a_site_is_refused_when_sites_are_asked_for(tmp_path):
-    Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / "a.png")
-    (tmp_path / "manifest.csv").write_text("image,patient_id\na.png,P\n")
-    with pytest.raises(ManifestError) as caught:
-        federation(tmp_path, tmp_path / "cache", site_column="site")
-    assert caught.value.reason == "site_missing"
+def test_small_sites_and_images_without_a_site_are_one_hospital_of_their_source(tmp_path):
+    rows = ["image,patient_id,source,site"]
+    sites = ["St. Anna, Köln"] * 10 + ["Myongji Hospital"] * 3 + [""] * 9
+    for number, site in enumerate(sites):
+        Image.fromarray(np.full((16, 16), number, np.uint8)).save(tmp_path / f"{number}.png")
+        rows.append(f'{number}.png,P{number},cohen,"{site}"')
+    (tmp_path / "manifest.csv").write_text("\n".join(rows) + "\n")
+    found = federation(tmp_path, tmp_path / "cache", site_column="site")
+    assert {name: len(hospital.rows) for name, hospital in found.items()} == {"St.-Anna-K-ln": 10, "cohen-others": 12}
 
 
 def test_simulated_sites_share_the_training_patients_and_split_them_anew(data, cache):

@@ -190,10 +190,21 @@ def test_an_empty_key_is_refused(tmp_path):
     assert caught.value.reason == "pseudonym_key_invalid"
 
 
-def test_equal_pixels_are_counted_not_refused(tmp_path):
+def test_equal_pixels_of_one_patient_are_counted_not_refused(tmp_path):
     pixels = [np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint8), np.ones((4, 4), np.uint8)]
-    records = [Record(image=save(tmp_path, f"{i}.png", each), patient_id=str(i)) for i, each in enumerate(pixels)]
+    records = [Record(image=save(tmp_path, f"{i}.png", each), patient_id="P") for i, each in enumerate(pixels)]
     assert built(tmp_path, *records).equal_pixels == 1
+
+
+def test_equal_pixels_of_two_patients_are_refused_naming_both_rows(tmp_path):
+    records = [
+        Record(row=i + 2, image=save(tmp_path, f"{i}.png", np.zeros((4, 4), np.uint8)), patient_id=str(i))
+        for i in range(2)
+    ]
+    with pytest.raises(ManifestError, match=r"row 3, .*'1\.png'.* row 2") as caught:
+        built(tmp_path, *records)
+    assert caught.value.reason == "image_duplicate"
+    assert not (tmp_path / "store").exists()
 
 
 def test_the_fingerprint_changes_with_label_split_mask_and_pixels_only(tmp_path):
@@ -380,7 +391,7 @@ def test_reading_through_a_store_keeps_mapped_memory_bounded(tmp_path):
 
 def test_progress_counts_every_image(tmp_path):
     records = [
-        Record(image=save(tmp_path, f"{i}.png", np.zeros((4, 4), np.uint8)), patient_id=str(i)) for i in range(3)
+        Record(image=save(tmp_path, f"{i}.png", np.full((4, 4), i, np.uint8)), patient_id=str(i)) for i in range(3)
     ]
     seen: list[tuple[int, int]] = []
     built(tmp_path, *records, progress=lambda done, total: seen.append((done, total)))

@@ -7,8 +7,6 @@ import resource
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
-
 from fake_sites import PLAN_KEY, FakeGrid, FakeSite, card, tiny_run
 
 import server.federation

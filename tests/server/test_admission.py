@@ -128,7 +128,7 @@ def test_teacher_counts_are_cut_to_what_the_card_can_hold():
 
 
 def test_masks_of_several_conventions_cap_the_decoder_by_their_sum():
-    masked = card("jsrt", masked_patients={"a": 4, "b": 7})
+    masked = card("jsrt", conventions=("a", "b"), masked_patients={"a": 4, "b": 7})
     claimed = {"decoder": Teachers(labelled=12)}
     assert capped(_report(weights(), teachers=claimed), masked)["decoder"] == Teachers(labelled=4 + 7, unlabelled=0)
 

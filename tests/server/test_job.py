@@ -1,6 +1,7 @@
 """Whole jobs over fake sites: what stops a job, what it leaves behind, and what a resumed one continues from."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -199,17 +200,16 @@ def test_sites_that_left_count_for_the_quorum_of_a_resumed_job(run):
         run(*_sites("a"), resume=True)
 
 
-def test_a_resumed_job_warns_of_a_site_whose_images_changed(run, caplog):
-    import logging
-
-    logging.getLogger("multimix.server").propagate = True
+def test_a_job_is_not_resumed_with_other_images_at_a_site(run, tmp_path):
     with pytest.raises(_StoppedError):
         run(stop_after=1)
-    changed = FakeSite(card("a", data_fingerprint="other images"))
-    with caplog.at_level(logging.WARNING, "multimix.server"):
-        run(changed, *_sites("bc"), resume=True)
-    assert "a has other images than before" in caplog.text
-    assert "b has other images" not in caplog.text
+    before = (tmp_path / "run" / FILE).read_bytes()
+    changed = FakeSite(card("b", data_fingerprint="other images"))
+    with pytest.raises(CheckpointError, match="b has other images") as caught:
+        run(changed, *_sites("ac"), resume=True)
+    assert caught.value.reason == "checkpoint_of_another_job"
+    assert changed.asked == []
+    assert (tmp_path / "run" / FILE).read_bytes() == before
 
 
 def test_a_folder_in_use_is_refused_before_any_site_is_asked(run, tmp_path):
@@ -302,6 +302,8 @@ def test_a_full_disk_stops_the_job_with_a_paragraph_and_the_round_before_can_be_
         capture_output=True,
         text=True,
         timeout=120,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONPATH": "."},
     )
     assert done.returncode == 0, done.stderr
     reason, message = done.stdout.splitlines()[-2:]

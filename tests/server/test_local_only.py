@@ -1,5 +1,3 @@
-from dataclasses import dataclass, field
-
 import pytest
 from fake_sites import CONVENTION, PLAN_KEY, FakeGrid, FakeSite, card, silent, tiny_run, weights
 from flwr.app import MessageType

@@ -7,6 +7,7 @@ from server.publish import assemble, publish, write_pictures
 from server.results import RoundResult, SiteRound, read_results
 from server.rounds import Scores
 
+PNG = b"\x89PNG\r\n\x1a\n"
 HEART, EXPERT = "behind_heart", "expert"
 
 
@@ -54,7 +55,7 @@ def test_one_synthetic_site_is_enough_to_call_the_run_synthetic(synthetic, banne
 
 
 def test_counts_are_patients_of_the_learned_convention_and_of_none_at_a_held_out_site():
-    masked = card("a", masked_patients={HEART: 15, EXPERT: 4})
+    masked = card("a", conventions=(HEART, EXPERT), masked_patients={HEART: 15, EXPERT: 4})
     sites = assemble(tiny_run(), _state(masked, card("unseen", role="held-out")), status="running").sites
     assert sites["a"].counts.model_dump() == {
         "images": 60,
@@ -122,13 +123,21 @@ def test_a_run_without_differential_privacy_says_that_epsilon_is_infinite():
 
 def test_pictures_are_numbered_by_site(tmp_path):
     scores = _scores()
-    scores.pictures.update({"b": (Picture(caption="x", png=b"1"), Picture(caption="y", png=b"2"))})
+    scores.pictures.update({"b": (Picture(caption="x", png=PNG + b"1"), Picture(caption="y", png=PNG + b"2"))})
     pictures = write_pictures(tmp_path, scores)
     assert [(p.site, p.caption, p.file) for p in pictures] == [
         ("b", "x", "pictures/b-00.png"),
         ("b", "y", "pictures/b-01.png"),
     ]
-    assert (tmp_path / "pictures/b-01.png").read_bytes() == b"2"
+    assert (tmp_path / "pictures/b-01.png").read_bytes() == PNG + b"2"
+
+
+@pytest.mark.parametrize("content", [b"<svg onload=alert(1)>", b"", PNG + bytes(50_000_000)])
+def test_a_picture_that_is_no_png_of_a_reasonable_size_is_left_out(tmp_path, content):
+    scores = _scores()
+    scores.pictures.update({"b": (Picture(caption="x", png=content), Picture(caption="y", png=PNG))})
+    assert [picture.caption for picture in write_pictures(tmp_path, scores)] == ["y"]
+    assert len(list((tmp_path / "pictures").iterdir())) == 1
 
 
 def test_publishing_writes_the_figures_and_the_page(tmp_path):
