@@ -1,5 +1,6 @@
 """Results as a table for the terminal and, the same figures, for the README."""
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -46,15 +47,22 @@ def markdown(results: Results) -> str:
 
 
 def results_table(results: Results) -> Table:
-    """Return the table for a terminal."""
+    """Return the table for a terminal of 80 columns: the roles and conventions in full are in the report."""
     header, *body = rows(results)
     table = Table(
-        title=f"{escape(results.title)}: test patients" + (" (SYNTHETIC phantoms)" if results.synthetic else "")
+        title=f"{escape(results.title)}: test patients" + (" (SYNTHETIC phantoms)" if results.synthetic else ""),
+        caption="baseline: always the majority class, always the mean mask",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
     )
-    for title in header:
-        table.add_column(title)
-    for line in body:
-        table.add_row(*map(escape, line), style="dim" if "mean mask" in line[4] else "")
+    table.add_column("site")
+    table.add_column("images", justify="right")
+    for title in header[4:]:
+        table.add_column(title, no_wrap=True, justify="left" if title == "row" else "right")
+    for site, role, drawn, images, row, *figures in body:
+        name = {"": "", "all": f"masks {drawn}"}.get(site, f"{site} (unseen)" if role == "held-out" else site)
+        kind = "baseline" if "mean mask" in row else row
+        table.add_row(*map(escape, (name, images, kind, *figures)), style="dim" if kind == "baseline" else "")
     return table
 
 
