@@ -58,7 +58,7 @@ def site_100k_rss_gib() -> float:
 
 
 def _train_large_site(folder: Path) -> int:
-    """Train 20 steps, evaluate on 10,000 images, read all; return the peak resident bytes of this process."""
+    """Train 20 steps, evaluate on 1,000 images, read all; return the peak resident bytes of this process."""
     import numpy as np
     import torch
 

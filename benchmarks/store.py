@@ -37,7 +37,7 @@ def _rows(images: int, image_size: int) -> Iterator[StoreRow]:
             view="",
             label=("normal", "pneumonia")[row % 2],
             mask_convention="mediastinum_excluded" if has_mask else "",
-            split="validation" if row % 20 < 2 else "train",
+            split="validation" if row % 200 < 2 else "train",
             geometry=Geometry(image_size, image_size, 1.0, 1.0, 0, 0),
         )
 
