@@ -1,6 +1,4 @@
 import re
-import shutil
-import subprocess
 import time
 from html.parser import HTMLParser
 
@@ -9,21 +7,8 @@ from sample_results import ROUNDS, SITES, draw_pictures, sample_results
 
 from server.report import render, write_report
 from server.report_tables import duration, key_figures, ranges, site_block, site_order, taught_table
+from tests.browser import load_in_browser
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-BROWSER_FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--enable-logging=stderr",
-    "--v=0",
-    "--virtual-time-budget=2000",
-    "--dump-dom",
-]
 VOID = {"meta", "img", "br", "line", "circle", "rect", "path"}
 
 
@@ -191,21 +176,10 @@ def test_runs_of_rounds_are_joined():
 def _in_browser(page, folder):
     """Return the page's DOM after loading, and what the browser wrote to its console."""
     (folder / "page.html").write_text(page)
-    command = [
-        CHROMIUM,
-        *BROWSER_FLAGS,
-        f"--user-data-dir={folder / 'profile'}",
-        (folder / "page.html").as_uri(),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on PATH")
+    return load_in_browser(folder / "page.html", folder / "profile")
 
 
 @pytest.mark.browser
-@needs_browser
 def test_a_browser_shows_the_page_without_a_complaint_or_a_request(run_folder, tmp_path):
     script = """<script>
       document.querySelectorAll(".sort")[0].click();
@@ -238,7 +212,6 @@ def test_a_browser_shows_the_page_without_a_complaint_or_a_request(run_folder, t
 
 
 @pytest.mark.browser
-@needs_browser
 def test_the_pages_own_policy_stops_anything_from_outside(run_folder, tmp_path):
     page = render(sample_results(), run_folder)
     _, console = _in_browser(page.replace("</main>", '<img src="https://example.invalid/x.png"></main>'), tmp_path)
