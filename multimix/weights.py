@@ -30,10 +30,16 @@ def load_into(network: MultiMixNetwork, weights: Weights) -> MultiMixNetwork:
     return network
 
 
-def save_model(path: Path, weights: Weights, config: NetworkConfig) -> None:
-    """Write weights and the network's configuration to one safetensors file."""
+def save_model(path: Path, weights: Weights, config: NetworkConfig, *, fit: str = "pad") -> None:
+    """Write weights, the network's configuration and how images were fitted into the square to one file."""
     arrays = {name: np.asarray(value, order="C") for name, value in weights.items()}  # save() takes no other order
-    write_atomically(path, save(arrays, metadata={"network": config.model_dump_json()}))
+    write_atomically(path, save(arrays, metadata={"network": config.model_dump_json(), "fit": fit}))
+
+
+def saved_fit(path: Path) -> str:
+    """Return how the images were fitted that a readable model was trained on: pad or stretch."""
+    with safe_open(path, framework="numpy") as file:
+        return str((file.metadata() or {}).get("fit", "pad"))
 
 
 def load_model(path: Path) -> MultiMixNetwork:

@@ -248,6 +248,6 @@ def _finish(federation: Federation, orders: Orders, job: Job, state: JobState, w
 def _save_model(job: Job, weights: Weights) -> None:
     path = job.folder / "model.safetensors"
     try:
-        save_model(path, weights, job.config.method().network)
+        save_model(path, weights, job.config.method().network, fit=job.config.fit)
     except OSError as error:
         raise unwritable(path, error) from error

@@ -130,7 +130,7 @@ def predict(
     model: Annotated[Path, typer.Argument(help="model.safetensors of a run folder.")],
     images: Annotated[list[Path], typer.Argument(help="PNG or JPEG radiographs, or folders of them.")],
     out: Annotated[Path, typer.Option(help="Folder for predictions.csv and the overlays.")] = Path("predictions"),
-    fit: Annotated[str, typer.Option(help="pad keeps the aspect ratio, stretch does not: as in training.")] = "pad",
+    fit: Annotated[str, typer.Option(help="pad or stretch; what the model was trained with if not given.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the predictions as JSON.")] = False,
 ) -> None:
     """Write the probability of pneumonia, the lung mask and an overlay for each image. Research only."""

@@ -16,7 +16,7 @@ from multimix.errors import InputError
 from multimix.evaluation import MASK_THRESHOLD, predict
 from multimix.network import MultiMixNetwork
 from multimix.pictures import overlay_strip, png_bytes
-from multimix.weights import load_model
+from multimix.weights import load_model, saved_fit
 from server.results import replace_file
 
 _SUFFIXES = {".png", ".jpg", ".jpeg"}
@@ -37,7 +37,7 @@ def predict_images(
     images: list[Path],
     out: Path,
     *,
-    fit: str = "pad",
+    fit: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[PredictionRow]:
     """Predict for files and folders of PNG or JPEG; write predictions.csv, masks and overlays into `out`.
@@ -45,11 +45,12 @@ def predict_images(
     Raises:
         InputError: the model or an image cannot be read, there is none, or a file cannot be written.
     """
-    if fit not in ("pad", "stretch"):
+    if fit not in ("", "pad", "stretch"):
         raise InputError("fit_unknown", f"--fit {fit!r}: choose pad or stretch.")
     network = load_model(model)
     files = _image_files(images)
-    preprocessing = Preprocessing(image_size=network.config.image_size, fit="pad" if fit == "pad" else "stretch")
+    chosen = fit or saved_fit(model)
+    preprocessing = Preprocessing(image_size=network.config.image_size, fit="pad" if chosen == "pad" else "stretch")
     rows = []
     for number, file in enumerate(files):
         rows.append(_predict_file(network, file, out, preprocessing, number))

@@ -7,7 +7,7 @@ from support import random_images, tiny_config, tiny_network
 from multimix.config import NetworkConfig
 from multimix.errors import InputError
 from multimix.network import new_network
-from multimix.weights import export, load_into, load_model, save_model
+from multimix.weights import export, load_into, load_model, save_model, saved_fit
 
 
 def test_exported_weights_make_the_same_network_again():
@@ -151,3 +151,8 @@ def test_the_published_size_of_the_model_file_is_that_of_its_weights(tmp_path):
     save_model(tmp_path / "m", export(new_network(config, 0)), config)
     megabytes = (tmp_path / "m").stat().st_size / 1e6
     assert megabytes == pytest.approx(4 * (1_965_173 - 1_472 - 18) / 1e6, rel=0.001)  # 7.86 MB less the dead ones
+
+
+def test_a_model_file_remembers_how_its_images_were_fitted(tmp_path):
+    save_model(tmp_path / "m.safetensors", export(tiny_network()), tiny_config(), fit="stretch")
+    assert saved_fit(tmp_path / "m.safetensors") == "stretch"

@@ -110,6 +110,11 @@ def test_orders_that_wait_behind_late_ones_are_given_up_at_the_deadline(workers)
     assert all(reply.has_content() for reply in replies.values())
 
 
+def test_without_workers_orders_not_begun_by_the_deadline_go_unanswered():
+    grid = InProcessGrid({}, nodes=3, app=does_as_told)
+    assert set(_told("sleep 0.3", grid=grid, timeout=0.1)) == {0}
+
+
 def test_closing_ends_workers_that_are_still_busy():
     grid = InProcessGrid({}, nodes=3, workers=2, app=does_as_told)
     pids = {reply.content["where"]["process"] for reply in _told("sleep 1", "sleep 1", grid=grid).values()}
