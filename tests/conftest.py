@@ -5,12 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from tests.browser import CHROMIUM
 
 REAL_DATA = Path(os.environ.get("MULTIMIX_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 torch.set_num_threads(1)
+# Machines are shared and noisy: a slow example is no failure.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 
 def pytest_collection_modifyitems(items):
