@@ -182,6 +182,11 @@ def test_the_paper_rows_run_as_configurations_of_one_program(configured):
         assert defined == metrics
 
 
+def _as_from_a_terminal():
+    """A job in the background, as CI may be, ignores Ctrl-C and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_in_the_middle_of_a_round_exits_cleanly_and_can_be_resumed(cache, tmp_path):
     out = tmp_path / "run"
     command = [
@@ -191,7 +196,12 @@ def test_ctrl_c_in_the_middle_of_a_round_exits_cleanly_and_can_be_resumed(cache,
         *("-c", f"cache={cache}", "--out", str(out), "--workers", "2"),
     ]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=_as_from_a_terminal,
     )
     deadline = time.monotonic() + 120
     while not (out / "report.html").exists() and time.monotonic() < deadline:
