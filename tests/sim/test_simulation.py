@@ -201,7 +201,7 @@ def test_ctrl_c_in_the_middle_of_a_round_exits_cleanly_and_can_be_resumed(cache,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        preexec_fn=_as_from_a_terminal,
+        preexec_fn=_as_from_a_terminal,  # noqa: PLW1509  (no thread runs here)
     )
     deadline = time.monotonic() + 120
     while not (out / "report.html").exists() and time.monotonic() < deadline:
