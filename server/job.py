@@ -29,7 +29,8 @@ from server.publish import assemble, publish, write_pictures
 from server.results import Results, RoundResult, unwritable
 from server.rounds import Orders, check_federation, evaluate_everywhere, quorum_of, train_round
 
-# Settings that may differ between the parts of a resumed run. None enters a plan; sites with other images are refused.
+# Settings that may differ between the parts of a resumed run: none enters a training plan, and with data moved
+# elsewhere the sites' fingerprints must still be the same.
 _FREE = {"out", "resume", "title", "deadline_s", "cache", "pictures", "data", "quorum"}
 Licences = dict[str, tuple[str, ...]]
 
