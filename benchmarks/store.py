@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from multimix.data.decode import Geometry, Preprocessing
-from multimix.data.store import Store, StoreRow, open_store, write_store
+from multimix.data.store import Store, open_store
+from multimix.data.store_writer import StoreRow, write_store
 
 BATCH = 32
 DISTINCT = 64  # different images; the file repeats them, which a memory map cannot tell

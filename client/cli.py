@@ -12,7 +12,8 @@ from rich.progress import Progress
 
 from multimix.data.decode import Preprocessing
 from multimix.data.manifest import read_manifest
-from multimix.data.store import Store, build_store, open_store
+from multimix.data.store import Store, open_store
+from multimix.data.store_writer import build_store
 from multimix.errors import InputError
 from multimix.files import write_atomically
 

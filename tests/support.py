@@ -10,9 +10,11 @@ from torch import Tensor
 
 from multimix.batches import TrainingData
 from multimix.config import NetworkConfig
+from multimix.data.decode import Geometry, Preprocessing
 from multimix.data.phantom import default_hospitals, draw_phantom
 from multimix.data.sampling import Pools
-from multimix.data.store import Geometry, Preprocessing, Store, StoreRow, open_store, write_store
+from multimix.data.store import Store, open_store
+from multimix.data.store_writer import StoreRow, write_store
 from multimix.network import MultiMixNetwork, new_network
 from multimix.objective import Batch
 

@@ -115,12 +115,17 @@ def fit_image(grey: UInt8, preprocessing: Preprocessing) -> UInt8:
 def square_mask(record: Record, *, root: Path, geometry: Geometry, size: int) -> UInt8:
     """Return [size, size] of 0 and 1: the mask by the geometry of its image, thresholded at one half."""
     lung = read_mask(record, root=root, width=geometry.width, height=geometry.height)
-    fitted = (square(lung.astype(np.uint8) * 255, geometry, size) >= 128).astype(np.uint8)  # noqa: PLR2004
+    fitted = square_lung(lung, geometry, size)
     if not fitted.any():
         fail = partial(cell_error, where=root, row=record.row, column="mask", value=record.mask)
         problem = f"marks too little lung to be left at {size} x {size} pixels"
         raise fail("mask_empty", problem=problem, remedy="Mark the lung, or leave the cell empty.")
     return fitted
+
+
+def square_lung(lung: npt.NDArray[np.bool_], geometry: Geometry, size: int) -> UInt8:
+    """Return [size, size] of 0 and 1 of a mask at the size of its image, thresholded at one half."""
+    return (square(lung.astype(np.uint8) * 255, geometry, size) >= 128).astype(np.uint8)  # noqa: PLR2004
 
 
 def geometry_of(preprocessing: Preprocessing, *, width: int, height: int) -> Geometry:
@@ -137,7 +142,20 @@ def square(pixels: UInt8, geometry: Geometry, size: int) -> UInt8:
     """Resize into the square; Pillow's bilinear filter widens when reducing, so nothing aliases or rings."""
     width, height = round(geometry.width * geometry.scale_x), round(geometry.height * geometry.scale_y)
     resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
+    return place(np.asarray(resized), geometry, size)
+
+
+def place(resized: UInt8, geometry: Geometry, size: int) -> UInt8:
+    """Return the square with an image of its final size in it and zeros around."""
     canvas = np.zeros((size, size), np.uint8)
-    left, top = geometry.offset_x, geometry.offset_y
-    canvas[top : top + height, left : left + width] = np.asarray(resized)
+    (height, width), (left, top) = resized.shape, (geometry.offset_x, geometry.offset_y)
+    canvas[top : top + height, left : left + width] = resized
     return canvas
+
+
+def unfit(squared: UInt8, geometry: Geometry) -> UInt8:
+    """Map pixels of the square back to the original matrix [height, width], bilinearly."""
+    width, height = round(geometry.width * geometry.scale_x), round(geometry.height * geometry.scale_y)
+    left, top = geometry.offset_x, geometry.offset_y
+    inside = Image.fromarray(squared[top : top + height, left : left + width])
+    return np.asarray(inside.resize((geometry.width, geometry.height), Image.Resampling.BILINEAR))

@@ -32,7 +32,8 @@ from multimix.data.sampling import (
     parse_budget,
     site_budgets,
 )
-from multimix.data.store import Store, build_store, open_store
+from multimix.data.store import Store, open_store
+from multimix.data.store_writer import build_store
 from multimix.errors import ManifestError, RunConfigError, StoreError
 from multimix.randomness import derive_seed, stream
 

@@ -1,36 +1,40 @@
 """Images decoded once: a memory-mapped uint8 array, its masks and an SQLite index.
 
-Decoding a radiograph costs far more than reading its pixels, so it happens once, when the store is built. The
-store holds no path, file name, patient identifier, sex, age or licence; patients are keyed pseudonyms. It is
-built beside its place and renamed into it, so that nobody opens one half-written.
+Decoding a radiograph costs far more than reading its pixels, so it happens once, when the store is built
+(`multimix.data.store_writer`) or when a hospital takes images in. The store holds no path, file name, patient
+identifier, sex, age or licence; patients are keyed pseudonyms.
+
+`image_row` and `mask_row` number the records of the two arrays. Several generations of an index can share the
+arrays: records are only ever appended, and an index names those it means.
 """
 
-import errno
 import hashlib
 import json
 import mmap
-import os
-import shutil
 import sqlite3
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from multimix.data.decode import Geometry, Preprocessing, geometry_of, read_image, square, square_mask
-from multimix.data.manifest import Record, Split, UInt8, assign_splits, cell_error
-from multimix.errors import ManifestError, StoreError
+from multimix.data.manifest import UInt8
+from multimix.errors import StoreError
 
 if TYPE_CHECKING:
     import torch
 
-SCHEMA: Final = 1
-COLUMNS: Final = "patient, label, mask_row, mask_convention, split, source, site, content_hash, mask_hash"
+SCHEMA: Final = 2
+IMAGES: Final = "images.u8"
+MASKS: Final = "masks.u8"
+INDEX: Final = "index.sqlite"
+CURRENT: Final = "current"  # names the newest of several generations
+COLUMNS: Final = (
+    "image_row, patient, label, mask_row, mask_convention, split, source, site, view, content_hash, mask_hash"
+)
 LABEL_CODES: Final = {"normal": 0, "pneumonia": 1, "other": 2, "unknown": -1}
 RELEASE_BYTES: Final = 64 << 20  # mapped pages given back after this much reading: bounds resident memory
 FAULT_BYTES: Final = 64 << 10  # Linux maps up to this much around a page fault
@@ -38,180 +42,15 @@ FAULT_BYTES: Final = 64 << 10  # Linux maps up to this much around a page fault
 Int64 = npt.NDArray[np.int64]
 
 
-class StoreRow(NamedTuple):
-    """One image [size, size] with its mask (0 or 1) or None, then the columns of the index in their order."""
-
-    image: UInt8
-    mask: UInt8 | None
-    content_hash: str
-    mask_hash: str
-    patient: str
-    source: str
-    site: str
-    view: str
-    label: str
-    mask_convention: str
-    split: Split
-    geometry: Geometry
-
-
-TABLES: Final = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE images (row INTEGER PRIMARY KEY, mask_row INTEGER UNIQUE, content_hash TEXT, mask_hash TEXT,
-  patient TEXT, source TEXT, site TEXT, view TEXT, label TEXT, mask_convention TEXT, split TEXT,
-  width INTEGER, height INTEGER, scale_x REAL, scale_y REAL, offset_x INTEGER, offset_y INTEGER);
-"""
-
-
-def build_store(
-    records: Sequence[Record],
-    *,
-    root: Path,
-    out: Path,
-    preprocessing: Preprocessing,
-    pseudonym_key: bytes,
-    split_seed: int,
-    progress: Callable[[int, int], None] | None = None,
-) -> "Store":
-    """Decode every image once and return the opened store.
-
-    Raises:
-        ManifestError: a file cannot be decoded, or a mask does not fit its image.
-        StoreError: `disk_full`, `cannot_write`, `store_exists` or `pseudonym_key_invalid`.
-    """
-    if not records:
-        raise ManifestError("manifest_empty", f"No image to store from {root}. Name at least one.")
-    if not 1 <= len(pseudonym_key) <= hashlib.blake2b.MAX_KEY_SIZE:
-        raise StoreError("pseudonym_key_invalid", "The pseudonym key must have 1 to 64 bytes, better 32.")
-
-    def rows() -> Iterator[StoreRow]:
-        seen: dict[str, Record] = {}
-        for done, (record, split) in enumerate(zip(records, splits, strict=True), start=1):
-            row = _decoded(record, split, root=root, preprocessing=preprocessing, key=pseudonym_key)
-            first = seen.setdefault(row.content_hash, record)
-            if first.patient != record.patient:
-                raise cell_error(
-                    "image_duplicate",
-                    where=root,
-                    row=record.row,
-                    column="image",
-                    value=record.image,
-                    problem=f"has the very pixels of row {first.row}, which is another patient's",
-                    remedy="Keep one of the rows, or give both the patient whose image it is.",
-                )
-            yield row
-            if progress:
-                progress(done, len(records))
-
-    splits = assign_splits(records, seed=split_seed)
-    write_store(out, rows(), preprocessing=preprocessing)
-    return open_store(out)
-
-
-def _decoded(record: Record, split: Split, *, root: Path, preprocessing: Preprocessing, key: bytes) -> StoreRow:
-    grey = read_image(record, root=root)
-    geometry = geometry_of(preprocessing, width=grey.shape[1], height=grey.shape[0])
-    size = preprocessing.image_size
-    mask = square_mask(record, root=root, geometry=geometry, size=size) if record.mask else None
-    identity = json.dumps(record.patient).encode()
-    return StoreRow(
-        image=square(grey, geometry, size),
-        mask=mask,
-        content_hash=_hash(preprocessing.version.encode(), str(grey.shape).encode(), grey.tobytes()),
-        mask_hash="" if mask is None else _hash(mask.tobytes()),
-        patient=hashlib.blake2b(identity, key=key, digest_size=16).hexdigest(),
-        source=record.source,
-        site=record.site,
-        view=record.view,
-        label=record.label,
-        mask_convention=record.mask_convention if record.mask else "",
-        split=split,
-        geometry=geometry,
-    )
-
-
-def _hash(*parts: bytes) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little") + part)
-    return digest.hexdigest()
-
-
-def write_store(out: Path, rows: Iterable[StoreRow], *, preprocessing: Preprocessing) -> None:
-    """Write rows in their order into a new folder; on any failure nothing of it is left.
-
-    Raises:
-        StoreError: `store_exists`, `disk_full` or `cannot_write`.
-    """
-    with _staged(out) as folder, closing(sqlite3.connect(folder / "index.sqlite")) as index:
-        index.executescript("PRAGMA journal_mode = MEMORY;" + TABLES)
-        insert = f"INSERT INTO images VALUES ({', '.join('?' * 17)})"  # noqa: S608  (placeholders only)
-        with (folder / "images.u8").open("wb") as images, (folder / "masks.u8").open("wb") as masks:
-            count = mask_count = 0
-            for row in rows:
-                mask_row = None if row.mask is None else mask_count
-                index.execute(insert, (count, mask_row, *row[2:-1], *row.geometry))
-                images.write(row.image.tobytes())
-                count += 1
-                if row.mask is not None:
-                    masks.write(row.mask.tobytes())
-                    mask_count += 1
-        meta = {"schema": SCHEMA, "preprocessing": preprocessing.version}
-        meta |= {"image_size": preprocessing.image_size, "images": count, "masks": mask_count, "complete": 1}
-        index.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
-        index.commit()
-
-
-@contextmanager
-def _staged(out: Path) -> Iterator[Path]:
-    """Yield a private folder beside `out` that becomes `out` if the block succeeds and vanishes if not."""
-    if out.exists():
-        raise StoreError("store_exists", f"{out} is there already. Remove it or give another folder.")
-    staging: Path | None = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))  # mode 0700
-        for name in ("images.u8", "masks.u8", "index.sqlite"):
-            (staging / name).touch(mode=0o600)
-        yield staging
-        for path in (*staging.iterdir(), staging):
-            _fsync(path)
-        staging.rename(out)
-        _fsync(out.parent)
-    except (OSError, sqlite3.Error) as error:
-        raise _write_error(out, error) from None
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_error(out: Path, error: OSError | sqlite3.Error) -> StoreError:
-    if isinstance(error, sqlite3.Error):
-        full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-    else:
-        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-    remedy = "Free space" if full else "Check that the folder above is writable"
-    message = f"Cannot write {out} ({error}); nothing was kept. {remedy} and try again."
-    return StoreError("disk_full" if full else "cannot_write", message)
-
-
 class _Pages:
     """A read-only file of equal records [size, size], mapped; what is read is given back in time."""
 
     def __init__(self, path: Path, count: int, size: int) -> None:
-        """Map the file, whose length must be count x size x size bytes."""
+        """Map the first `count` records of the file."""
         self._map: mmap.mmap | None = None
         if count:
             with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._map = mmap.mmap(file.fileno(), count * size * size, access=mmap.ACCESS_READ)
         self.array: UInt8 = np.frombuffer(self._map or b"", np.uint8).reshape(count, size, size)
         self._unreleased_bytes = 0
 
@@ -249,6 +88,7 @@ class Store:
     image_size: int
     fingerprint: str  # of pixels, masks, labels and splits
     equal_pixels: int  # images whose decoded pixels another image has already
+    image_row: npt.NDArray[np.int64]  # record of the image array
     patient: npt.NDArray[np.int32]  # 0-based in the order of the first image; keys the random streams
     label: npt.NDArray[np.int8]  # 0 normal, 1 pneumonia, 2 other, -1 unknown
     mask_row: npt.NDArray[np.int32]  # -1 without a mask
@@ -256,6 +96,7 @@ class Store:
     split: npt.NDArray[np.str_]
     source: npt.NDArray[np.str_]
     site: npt.NDArray[np.str_]
+    view: npt.NDArray[np.str_]
     image_pages: _Pages
     mask_pages: _Pages
 
@@ -271,7 +112,9 @@ class Store:
         """Return float32 [n, 1, size, size] in [0, 1]."""
         import torch  # noqa: PLC0415  (only here: the index is read by processes without torch)
 
-        return torch.from_numpy(self.image_pages.read(rows)).unsqueeze(1).to(torch.float32).div_(255)
+        if rows.size and rows.min() < 0:
+            raise IndexError(f"row {rows.min()} of a store of {len(self)}")
+        return torch.from_numpy(self.image_pages.read(self.image_row[rows])).unsqueeze(1).to(torch.float32).div_(255)
 
     def load_masks(self, rows: Int64) -> "torch.Tensor":
         """Return float32 [n, 1, size, size] of 0 and 1.
@@ -293,15 +136,17 @@ class Store:
 
 
 def open_store(path: Path) -> Store:
-    """Open a finished store read-only.
+    """Open a finished store read-only; of a folder with generations the current one.
 
     Raises:
         StoreError: `store_missing`; `store_damaged` if incomplete or if file sizes disagree with the index.
     """
-    if not (path / "index.sqlite").is_file():
+    if (path / CURRENT).is_symlink():
+        path = (path / CURRENT).resolve()
+    if not (path / INDEX).is_file():
         raise StoreError("store_missing", f"There is no store in {path}. Build it first.")
     try:
-        uri = (path / "index.sqlite").resolve().as_uri() + "?mode=ro&immutable=1"
+        uri = (path / INDEX).resolve().as_uri() + "?mode=ro&immutable=1"
         with closing(sqlite3.connect(uri, uri=True)) as index:
             meta = dict(index.execute("SELECT key, value FROM meta"))
             rows = index.execute(f"SELECT {COLUMNS} FROM images ORDER BY row").fetchall()  # noqa: S608
@@ -313,35 +158,50 @@ def open_store(path: Path) -> Store:
 
 
 def _opened(path: Path, meta: dict[str, str], rows: list[tuple[str | int | None, ...]]) -> Store:
-    count, mask_count, size = int(meta["images"]), int(meta["masks"]), int(meta["image_size"])
-    if int(meta["schema"]) != SCHEMA or meta["complete"] != "1" or len(rows) != count:
+    records = (int(meta["image_records"]), int(meta["mask_records"]))
+    size = int(meta["image_size"])
+    if int(meta["schema"]) != SCHEMA or meta["complete"] != "1" or len(rows) != int(meta["images"]):
         raise ValueError("incomplete or of another version")
-    for name, records in (("images.u8", count), ("masks.u8", mask_count)):
-        actual = (path / name).stat().st_size
-        if actual != records * size * size:
-            raise ValueError(f"{name} has {actual} bytes, its index says {records * size * size}")
     columns = {name: [row[i] for row in rows] for i, name in enumerate(COLUMNS.split(", "))}
-    mask_row = np.array([-1 if row is None else row for row in columns["mask_row"]], np.int32)
-    if not np.array_equal(np.sort(mask_row[mask_row >= 0]), np.arange(mask_count)):
-        raise ValueError("mask rows do not match the mask file")
+    image_row = _frozen(columns["image_row"], np.int64)
+    mask_row = _frozen([-1 if row is None else row for row in columns["mask_row"]], np.int32)
+    for name, count, used in ((IMAGES, records[0], image_row), (MASKS, records[1], mask_row[mask_row >= 0])):
+        _check_records(path / name, count * size * size, used, count)
     groups = {patient: group for group, patient in enumerate(dict.fromkeys(columns["patient"]))}
     contents = [columns[name] for name in ("content_hash", "mask_hash", "label", "split")]
     return Store(
         path=path,
         preprocessing=meta["preprocessing"],
         image_size=size,
-        fingerprint=_hash(json.dumps(contents).encode()),
-        equal_pixels=count - len(set(columns["content_hash"])),
+        fingerprint=content_hash(json.dumps(contents).encode()),
+        equal_pixels=len(rows) - len(set(columns["content_hash"])),
+        image_row=image_row,
         patient=_frozen([groups[patient] for patient in columns["patient"]], np.int32),
         label=_frozen([LABEL_CODES[str(label)] for label in columns["label"]], np.int8),
-        mask_row=_frozen(mask_row, np.int32),
+        mask_row=mask_row,
         convention=_frozen(columns["mask_convention"], np.str_),
         split=_frozen(columns["split"], np.str_),
         source=_frozen(columns["source"], np.str_),
         site=_frozen(columns["site"], np.str_),
-        image_pages=_Pages(path / "images.u8", count, size),
-        mask_pages=_Pages(path / "masks.u8", mask_count, size),
+        view=_frozen(columns["view"], np.str_),
+        image_pages=_Pages(path / IMAGES, records[0], size),
+        mask_pages=_Pages(path / MASKS, records[1], size),
     )
+
+
+def _check_records(file: Path, needed_bytes: int, used: npt.NDArray[Any], count: int) -> None:
+    if file.stat().st_size < needed_bytes:
+        raise ValueError(f"{file.name} has {file.stat().st_size} bytes, its index says {needed_bytes}")
+    if used.size and (used.min() < 0 or used.max() >= count or len(np.unique(used)) != used.size):
+        raise ValueError(f"the rows of {file.name} do not match its index")
+
+
+def content_hash(*parts: bytes) -> str:
+    """Return the SHA-256 of the parts and their lengths."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()
 
 
 def _frozen(values: Any, dtype: npt.DTypeLike) -> npt.NDArray[Any]:

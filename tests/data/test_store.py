@@ -16,15 +16,8 @@ from PIL import Image
 
 from multimix.data.decode import Geometry, Preprocessing
 from multimix.data.manifest import Record
-from multimix.data.store import (
-    FAULT_BYTES,
-    RELEASE_BYTES,
-    Store,
-    StoreRow,
-    build_store,
-    open_store,
-    write_store,
-)
+from multimix.data.store import FAULT_BYTES, RELEASE_BYTES, Store, open_store
+from multimix.data.store_writer import StoreRow, build_store, write_store
 from multimix.errors import ManifestError, StoreError
 
 KEY = b"a key of this test"
