@@ -66,15 +66,17 @@ def read_image(record: Record, *, root: Path) -> UInt8:
     return ((deep * 255 + top // 2) // top).astype(np.uint8)
 
 
-def read_mask(record: Record, *, root: Path, width: int, height: int) -> npt.NDArray[np.bool_]:
-    """Decode the mask of an image of this size: True is lung.
+def read_mask(
+    record: Record, *, root: Path, width: int | None = None, height: int | None = None
+) -> npt.NDArray[np.bool_]:
+    """Decode the mask of an image of this size, if it is known: True is lung.
 
     Raises:
         ManifestError: as for an image, and `mask_size_differs`, `mask_not_binary`, `mask_empty`.
     """
     fail = partial(cell_error, where=root, row=record.row, column="mask", value=record.mask)
     mask = _load(root / record.mask, fail)
-    if mask.size != (width, height):
+    if width is not None and mask.size != (width, height):
         problem = f"is {mask.width} x {mask.height} pixels but its image is {width} x {height}"
         raise fail("mask_size_differs", problem=problem, remedy="Export the mask at the size of its image.")
     values = {value for value, count in enumerate(mask.histogram()) if count}

@@ -58,7 +58,8 @@ TABLES: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE images (row INTEGER PRIMARY KEY, image_row INTEGER UNIQUE NOT NULL, mask_row INTEGER UNIQUE,
   content_hash TEXT, mask_hash TEXT, patient TEXT, source TEXT, site TEXT, view TEXT, label TEXT,
-  mask_convention TEXT, split TEXT, width INTEGER, height INTEGER, scale_x REAL, scale_y REAL, offset_x INTEGER, offset_y INTEGER);
+  mask_convention TEXT, split TEXT,
+  width INTEGER, height INTEGER, scale_x REAL, scale_y REAL, offset_x INTEGER, offset_y INTEGER);
 """
 
 

@@ -1,0 +1,134 @@
+"""One intake: examine what is new, note each outcome, write a new generation of the store if it differs."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from client.intake.examine import Examined, Item, rules_fingerprint
+from client.intake.generation import Holdings, write_generation
+from client.intake.journal import Journal, Label, open_journal
+from client.intake.purge import finish_purge, tombstone
+from client.intake.workers import Workers
+from client.settings import SiteFolder
+from multimix.data.pseudonyms import Pseudonyms
+from multimix.errors import InputError
+
+COMMIT_ITEMS: Final = 64
+COMMIT_S: Final = 2.0
+TRANSIENT: Final = frozenset({"file_unreadable", "retrieval_failed"})  # tried again at the next intake
+
+Progress = Callable[[int, str], None]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an intake did: items by outcome (stored, or the reason why not), and the store afterwards."""
+
+    unchanged: int
+    outcomes: Mapping[str, int]
+    holdings: Holdings
+
+
+def take_in(
+    site: SiteFolder,
+    items: Iterable[Item],
+    *,
+    labels: Mapping[str, Iterable[Label]] | None = None,
+    without_preamble: bool = False,
+    progress: Progress | None = None,
+    after: Callable[[Item], None] | None = None,
+) -> Summary:
+    """Take items in; `labels` replace those of their origin, `after` is called once an outcome is durable.
+
+    Raises:
+        InputError: `intake_running`, `labels_conflict` and others of the settings, journal and labels.
+    """
+    rules = site.rules(without_preamble=without_preamble)
+    pseudonyms = Pseudonyms(rules.secret)
+    with open_journal(site.intake, site.settings.preprocessing, rules=rules_fingerprint(rules)) as journal:
+        finish_purge(site, journal)
+        for origin, rows in (labels or {}).items():
+            journal.replace_labels(origin, [row for row in rows if not _purged(journal, pseudonyms, row)])
+        rules = replace(rules, journal=journal.path)
+        with Workers(rules, site.settings.limits) as workers:
+            counter = _Counter(journal, pseudonyms, progress, after)
+            for item, found in workers.examined(counter.new(items)):
+                counter.note(item, found)
+            counter.flush()
+        return Summary(counter.unchanged, dict(counter.outcomes), write_generation(site, journal))
+
+
+def _purged(journal: Journal, pseudonyms: Pseudonyms, row: Label) -> bool:
+    return journal.purged([tombstone(pseudonyms, name) for name in (row.uid, row.patient) if name])
+
+
+class _Counter:
+    """Notes outcomes, commits now and then, and tells how far it is."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        pseudonyms: Pseudonyms,
+        progress: Progress | None,
+        after: Callable[[Item], None] | None,
+    ) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self.unchanged = 0
+        self._journal, self._pseudonyms = journal, pseudonyms
+        self._progress, self._after = progress, after
+        self._met = journal.met()
+        self._pending: list[Item] = []
+        self._committed_at = time.monotonic()
+
+    def new(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield the items that have to be examined; fetch those that are not here yet."""
+        for item in items:
+            if item.key in self._met:
+                self.unchanged += 1
+                self._pending.append(item)
+                self._tell("unchanged")
+                continue
+            self._met.add(item.key)
+            if not callable(item.content):
+                yield item
+                continue
+            try:
+                yield item._replace(content=item.content())
+            except InputError as error:
+                if error.reason not in {"instance_missing", "instance_too_large", "pacs_answer"}:
+                    raise
+                self._count("retrieval_failed")
+
+    def note(self, item: Item, found: Examined) -> None:
+        """Write an outcome down."""
+        self._pending.append(item)
+        if found.reason in TRANSIENT:
+            self._count(found.reason)
+            return
+        names = (name for name in (found.keys.patient, found.keys.uid) if name)
+        reason = self._journal.add(item.key, found, [tombstone(self._pseudonyms, name) for name in names])
+        self._count(reason or "stored")
+        if len(self._pending) >= COMMIT_ITEMS or time.monotonic() - self._committed_at > COMMIT_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Make all outcomes so far durable."""
+        self._journal.commit()
+        for item in self._pending:
+            if self._after is not None:
+                self._after(item)
+        self._pending = []
+        self._committed_at = time.monotonic()
+
+    def _count(self, outcome: str) -> None:
+        if outcome == "unchanged":
+            self.unchanged += 1
+        else:
+            self.outcomes[outcome] += 1
+        self._tell(outcome)
+
+    def _tell(self, outcome: str) -> None:
+        if self._progress is not None:
+            self._progress(self.unchanged + sum(self.outcomes.values()), outcome)

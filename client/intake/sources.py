@@ -1,0 +1,80 @@
+"""Where images come from: a folder of any depth, a manifest, received files, a PACS; each an iterator of items.
+
+An item's key is a keyed hash of where it comes from and, for files, of size and time, so that nothing unchanged
+is even opened again.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from client.intake.examine import Item, nobody
+from client.intake.journal import Label
+from multimix.data.dicom import Keys, patient_key
+from multimix.data.manifest import Record
+from multimix.data.pseudonyms import Pseudonyms
+
+_DICOMDIR = "DICOMDIR"
+
+
+def file_key(pseudonyms: Pseudonyms, file: Path) -> str:
+    """Return the key of a file as it is now; "" parts stand for a file that cannot be asked."""
+    try:
+        stat = file.stat()
+        return pseudonyms.of("file", str(file), str(stat.st_size), str(stat.st_mtime_ns))
+    except OSError:
+        return pseudonyms.of("file", str(file))
+
+
+def folder_items(folder: Path, pseudonyms: Pseudonyms) -> Iterator[Item]:
+    """Yield every file below a folder in the order of their names; links are not followed."""
+    pending = [folder.resolve()]
+    while pending:
+        subfolders = []
+        with os.scandir(pending.pop()) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                subfolders.append(Path(entry.path))
+            elif entry.is_file(follow_symlinks=False) and entry.name != _DICOMDIR:
+                stat = entry.stat(follow_symlinks=False)
+                key = pseudonyms.of("file", entry.path, str(stat.st_size), str(stat.st_mtime_ns))
+                yield Item(key, "dicom", Path(entry.path))
+        pending.extend(reversed(subfolders))
+
+
+def manifest_items(records: Iterable[Record], root: Path, pseudonyms: Pseudonyms) -> Iterator[Item]:
+    """Yield the images of a manifest; their patients and views are what it says."""
+    for record in records:
+        file = (root / record.image).resolve()
+        uid = picture_uid(record, pseudonyms)
+        patient = patient_key(pseudonyms, record.patient_id, record.source) or nobody(pseudonyms, uid)
+        view = record.view or "frontal"
+        yield Item(file_key(pseudonyms, file), "picture", file, Keys(uid, patient, ""), view)
+
+
+def mask_items(masks: Iterable[tuple[str, Path]]) -> Iterator[Item]:
+    """Yield the mask files that labels or a manifest name: pictures or DICOM SEG."""
+    for key, file in masks:
+        yield Item(key, "dicom" if file.suffix.lower() == ".dcm" else "picture_mask", file)
+
+
+def picture_uid(record: Record, pseudonyms: Pseudonyms) -> str:
+    """Return what stands for a SOP instance UID where an image has none."""
+    return pseudonyms.of("picture", record.source, record.image)
+
+
+def manifest_labels(
+    records: Iterable[Record], root: Path, pseudonyms: Pseudonyms
+) -> tuple[list[Label], dict[str, Path]]:
+    """Return what a manifest says of its images, and its mask files by key."""
+    labels, masks = [], {}
+    for record in records:
+        mask_key = ""
+        if record.mask:
+            file = (root / record.mask).resolve()
+            mask_key = file_key(pseudonyms, file)
+            masks[mask_key] = file
+        uid = picture_uid(record, pseudonyms)
+        labels.append(Label(uid, "", "", record.label, record.split, mask_key, record.mask_convention))
+    return labels, masks

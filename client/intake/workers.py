@@ -1,0 +1,110 @@
+"""Decoding in processes of their own, each file within a time and memory limit.
+
+A decoder that crashes, hangs or asks for too much memory costs its file, never the intake. A worker has no core
+dumps (they hold patients), no standard streams (C libraries print there) and one thread.
+"""
+
+import multiprocessing
+import os
+import resource
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+from pebble import ProcessExpired, ProcessPool
+
+from client.intake.examine import Examined, Item, Rules, aside, examine
+
+AHEAD: Final = 4  # items in flight for each worker
+
+_rules: list[Rules] = []
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one worker process."""
+
+    workers: int
+    seconds_per_file: float = 20.0
+    memory_mib: int = 2048
+
+
+def _start(rules: Rules, memory_mib: int) -> None:
+    """Limit the process and keep what all its items need."""
+    from multimix.data.dicom import silence  # noqa: PLC0415  (in the worker only)
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (memory_mib << 20, memory_mib << 20))
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nowhere, stream)
+    silence()
+    _rules[:] = [rules]
+
+
+def _work(item: Item) -> Examined:
+    try:
+        return examine(item, _rules[0])
+    except MemoryError:
+        return aside("memory_limit")
+    except Exception:  # noqa: BLE001  (its text may quote the file)
+        return aside("examination_failed")
+
+
+class Workers:
+    """A pool that examines items in their order."""
+
+    def __init__(self, rules: Rules, limits: Limits) -> None:
+        """Prepare; processes start with the first item."""
+        self._rules, self._limits = rules, limits
+        self._pool: ProcessPool | None = None
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop all processes; whatever they do is lost if the block failed."""
+        if self._pool is not None:
+            (self._pool.stop if kind else self._pool.close)()  # type: ignore[no-untyped-call]
+            self._pool.join()
+
+    def examined(self, items: Iterable[Item]) -> Iterator[tuple[Item, Examined]]:
+        """Yield each item with its outcome, in the order of the items."""
+        waiting: deque[tuple[Item, Callable[[], Examined]]] = deque()
+        for item in items:
+            future = self._started().schedule(_work, args=(item,), timeout=self._limits.seconds_per_file)
+            waiting.append((item, future.result))
+            if len(waiting) >= AHEAD * self._limits.workers:
+                first, result = waiting.popleft()
+                yield first, _outcome(result)
+        while waiting:
+            first, result = waiting.popleft()
+            yield first, _outcome(result)
+
+    def _started(self) -> ProcessPool:
+        if self._pool is None:
+            # Pools of this process only: the fork server is clean of torch and of the parent's threads.
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["client.intake.examine"])
+            self._pool = ProcessPool(
+                max_workers=self._limits.workers,
+                initializer=_start,
+                initargs=(self._rules, self._limits.memory_mib),
+                context=context,
+            )
+        return self._pool
+
+
+def _outcome(result: Callable[[], Examined]) -> Examined:
+    try:
+        return result()
+    except FutureTimeoutError:
+        return aside("time_limit")
+    except ProcessExpired:
+        return aside("decoder_crashed")

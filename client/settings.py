@@ -1,0 +1,201 @@
+"""`site.toml`: what a hospital decides about its site, and where the parts of the site lie.
+
+Secrets are never in it: passwords and keys are files of their own, named here.
+"""
+
+import grp
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, ValidationError, field_validator
+
+from client.intake.examine import Rules
+from client.intake.pacs import Pacs
+from client.intake.receiver import Receiver
+from client.intake.workers import Limits
+from client.policy import SitePolicy
+from multimix.config import Frozen
+from multimix.contract.messages import Name
+from multimix.data.decode import Preprocessing
+from multimix.data.manifest import MEDIASTINUM_EXCLUDED
+from multimix.data.manifest import Label as LabelName
+from multimix.data.pseudonyms import read_or_make_secret
+from multimix.errors import InputError
+from multimix.files import write_atomically
+
+FILE: Final = "site.toml"
+
+
+class IntakeSettings(Frozen):
+    """How images are taken in."""
+
+    workers: Annotated[int, Field(ge=0, le=256)] = 0  # 0: one for each processor
+    seconds_per_file: Annotated[float, Field(gt=0, le=600)] = 20.0
+    memory_mib: Annotated[int, Field(ge=512)] = 2048  # of address space, for each worker
+    maximum_pixels: Annotated[int, Field(ge=4096)] = 64_000_000
+    maximum_bytes: Annotated[int, Field(ge=1024)] = 512 << 20
+
+
+class ServerSettings(Frozen):
+    """The coordinator's server: where it is and who vouches for it."""
+
+    address: str  # host:port
+    ca_file: Path | None = None  # the authority of the coordinator's kit, PEM
+
+
+class SiteSettings(Frozen):
+    """The whole of `site.toml`."""
+
+    name: Name
+    image_size: Annotated[int, Field(ge=16, le=1024, multiple_of=16)] = 256
+    fit: Literal["pad", "stretch"] = "pad"
+    mask_convention: Literal["mediastinum_excluded", "behind_heart"] = MEDIASTINUM_EXCLUDED
+    store_group: str = ""  # group that may read the store; "" keeps it to the intake's user
+    label_map: dict[str, LabelName] = Field(default_factory=dict)
+    intake: IntakeSettings = IntakeSettings()
+    pacs: Pacs | None = None
+    receiver: Receiver | None = None
+    server: ServerSettings | None = None
+    policy: SitePolicy = SitePolicy()
+
+    @field_validator("store_group")
+    @classmethod
+    def _group_exists(cls, group: str) -> str:
+        if group:
+            try:
+                grp.getgrnam(group)
+            except KeyError:
+                raise ValueError("no such group on this machine") from None
+        return group
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How an image becomes a square."""
+        return Preprocessing(self.image_size, self.fit)
+
+    @property
+    def limits(self) -> Limits:
+        """Of the workers."""
+        intake = self.intake
+        return Limits(intake.workers or os.cpu_count() or 1, intake.seconds_per_file, intake.memory_mib)
+
+
+@dataclass(frozen=True)
+class SiteFolder:
+    """A site on disk."""
+
+    path: Path
+    settings: SiteSettings
+
+    @property
+    def secret(self) -> Path:
+        """The file with the secret of the pseudonyms."""
+        return self.path / "site.secret"
+
+    @property
+    def intake(self) -> Path:
+        """What only intake reads and writes."""
+        return self.path / "intake"
+
+    @property
+    def store(self) -> Path:
+        """The generations that training reads."""
+        return self.path / "store"
+
+    @property
+    def received(self) -> Path:
+        """DICOM files that a PACS has sent and intake has not taken in yet."""
+        return self.path / "received"
+
+    @property
+    def group(self) -> int | None:
+        """The number of the group that may read the store."""
+        return grp.getgrnam(self.settings.store_group).gr_gid if self.settings.store_group else None
+
+    def rules(self, *, without_preamble: bool = False) -> Rules:
+        """What the workers have to know."""
+        return Rules(
+            secret=read_or_make_secret(self.secret),
+            preprocessing=self.settings.preprocessing,
+            maximum_pixels=self.settings.intake.maximum_pixels,
+            maximum_bytes=self.settings.intake.maximum_bytes,
+            without_preamble=without_preamble,
+        )
+
+
+def open_site(path: Path) -> SiteFolder:
+    """Read a site's settings.
+
+    Raises:
+        InputError: `site_missing`, or `settings_invalid` with the key and what is wrong, never its value.
+    """
+    try:
+        text = (path / FILE).read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise InputError(
+            "site_missing", "There is no site here: no readable site.toml. Make one with `multimix-site init NAME`."
+        ) from None
+    try:
+        return SiteFolder(path, SiteSettings.model_validate(tomllib.loads(text)))
+    except tomllib.TOMLDecodeError:
+        raise InputError("settings_invalid", "site.toml is not valid TOML. Check its quotes and brackets.") from None
+    except ValidationError as invalid:
+        first = invalid.errors(include_input=False, include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise InputError("settings_invalid", f"site.toml, {key}: {first['msg']}. Correct it.") from None
+
+
+def new_site(path: Path, name: str, *, image_size: int) -> SiteFolder:
+    """Make a site folder that only this user can read, with settings to fill in and a secret.
+
+    Raises:
+        InputError: `site_exists`, `settings_invalid`, `secret_unusable`.
+    """
+    if (path / FILE).exists():
+        raise InputError("site_exists", "A site is here already. Give another folder.")
+    try:
+        SiteSettings.model_validate({"name": name, "image_size": image_size})
+    except ValidationError as invalid:
+        first = invalid.errors(include_input=False, include_url=False)[0]
+        raise InputError("settings_invalid", f"{first['loc'][0]}: {first['msg']}. Give another.") from None
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_atomically(path / FILE, _TEMPLATE.format(name=name, image_size=image_size).encode())
+    site = open_site(path)
+    read_or_make_secret(site.secret)
+    return site
+
+
+_TEMPLATE: Final = """\
+# The settings of this site; docs/site-data.md explains each.
+name = "{name}"
+image_size = {image_size}
+mask_convention = "mediastinum_excluded"  # or "behind_heart": what a lung mask without a word of its own means
+# store_group = "multimix-agent"          # the group of the training agent, if it is another user
+
+[label_map]  # words of your labels files that mean one of ours: normal, pneumonia, other, unknown
+# "No Finding" = "normal"
+
+[intake]
+seconds_per_file = 20
+memory_mib = 2048
+
+# [pacs]                                  # DICOMweb
+# url = "https://pacs.example/dicom-web"
+# username = "multimix"
+# password_file = "/etc/multimix/pacs.password"
+
+# [receiver]                              # C-STORE, for `multimix-site receive`
+# ae_title = "MULTIMIX"
+# port = 11112
+# allowed_calling_ae = ["PACS"]
+
+# [server]                                # for `multimix-site check`
+# address = "coordinator.example:8000"
+# ca_file = "/etc/multimix/coordinator-ca.pem"
+
+[policy]
+minimum_cohort = 10
+"""

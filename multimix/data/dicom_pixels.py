@@ -1,0 +1,204 @@
+"""From the stored values of a DICOM radiograph to grey pixels in a square (PS3.3 C.11.1, C.7.6.3).
+
+The bits that the header promises are checked against those that occur, padding is left out, the modality LUT
+applied, the image fitted into its square, scaled between two percentiles of its unpadded part, and last, once,
+MONOCHROME1 is inverted.
+"""
+
+from functools import cache
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from pydicom.dataset import Dataset
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_modality_lut
+from pydicom.uid import (
+    JPEG2000,
+    UID,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
+
+from multimix.data.decode import Geometry, Preprocessing, geometry_of, place
+from multimix.data.dicom import TECHNICAL, DicomError, quiet, read, syntax_of, text
+from multimix.data.manifest import UInt8
+from multimix.data.pseudonyms import Pseudonyms
+
+PIXEL_VERSION: Final = "percentile-0.5-99.5-v1"
+PERCENTILES: Final = (0.5, 99.5)
+_PLUGINS: Final = {  # one decoder a syntax, so that two sites get equal pixels whatever else is installed
+    JPEGBaseline8Bit: "pillow",
+    JPEGExtended12Bit: "gdcm",
+    JPEG2000Lossless: "pylibjpeg",
+    JPEG2000: "pylibjpeg",
+    JPEGLSLossless: "pyjpegls",
+    JPEGLSNearLossless: "pyjpegls",
+    RLELossless: "pylibjpeg",
+}
+_PIXELS: Final = (
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PlanarConfiguration",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "ModalityLUTSequence",
+    "PixelData",
+)
+_SEGMENTATION: Final = ("SegmentSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+_OVERLAY_BIT_POSITIONS: Final = (0x60000102, 0x60020102)
+PIXEL_ELEMENTS: Final = (*TECHNICAL, *_PIXELS, *_OVERLAY_BIT_POSITIONS)
+
+Values = npt.NDArray[Any]
+
+
+class Fitted(NamedTuple):
+    """Grey pixels [size, size], where the image lies in them, the keyed hash of the stored values, and flags."""
+
+    pixels: UInt8
+    geometry: Geometry
+    content: str
+    flags: tuple[str, ...]
+
+
+@cache
+def decodable(syntax: str) -> bool:
+    """Whether the decoder of a transfer syntax is known and installed."""
+    try:
+        decoder = get_decoder(UID(syntax))
+    except NotImplementedError:
+        return False
+    plugin = _PLUGINS.get(UID(syntax))
+    return bool(decoder.is_available) and (plugin is None or plugin in decoder.available_plugins)
+
+
+def fit_radiograph(
+    data: bytes, pseudonyms: Pseudonyms, preprocessing: Preprocessing, *, without_preamble: bool
+) -> Fitted:
+    """Decode one single-frame grey object into its square.
+
+    Raises:
+        DicomError: `syntax_unsupported`, `pixels_undecodable`, `pixels_flat`.
+    """
+    dataset = read(data, PIXEL_ELEMENTS, without_preamble=without_preamble, pixels=True)
+    try:
+        with quiet():
+            return _fitted(dataset, pseudonyms, preprocessing)
+    except (DicomError, MemoryError):
+        raise
+    except Exception:  # noqa: BLE001  (as above)
+        raise DicomError("pixels_undecodable") from None
+
+
+def _fitted(dataset: Dataset, pseudonyms: Pseudonyms, preprocessing: Preprocessing) -> Fitted:
+    stored, flags = true_values(decoded(dataset), dataset)
+    inverse = text(dataset, "PhotometricInterpretation").upper() == "MONOCHROME1"
+    geometry = geometry_of(preprocessing, width=stored.shape[1], height=stored.shape[0])
+    fitted = _scaled(_modality(stored, dataset), _padding(stored, dataset), geometry, inverse=inverse)
+    lut = dataset.get("ModalityLUTSequence")
+    lut_bytes = bytes(lut[0].get("LUTData", b"")) if lut and isinstance(lut[0].get("LUTData"), bytes) else b""
+    identity = f"{stored.shape} {stored.dtype.kind} {inverse} {dataset.get('RescaleSlope', 1)}".encode()
+    content = pseudonyms.content(identity, lut_bytes, _little(stored).tobytes())
+    return Fitted(place(fitted, geometry, preprocessing.image_size), geometry, content, flags)
+
+
+def _little(stored: Values) -> Values:
+    """Return values of one width and byte order, so that equal images hash alike whatever file they came in."""
+    kind = np.dtype("<i4") if stored.dtype.kind == "i" else np.dtype("<u2")
+    return np.ascontiguousarray(stored, stored.dtype if stored.dtype.itemsize == 1 else kind)
+
+
+def decoded(dataset: Dataset) -> Values:
+    """Return the stored values [rows, columns] with every allocated bit as it is.
+
+    Raises:
+        DicomError: `syntax_unsupported` if no installed decoder reads the transfer syntax.
+    """
+    syntax = UID(syntax_of(dataset))
+    if not decodable(syntax):
+        raise DicomError("syntax_unsupported")
+    array, _ = get_decoder(syntax).as_array(
+        dataset,
+        index=0,
+        raw=True,
+        decoding_plugin=_PLUGINS.get(syntax, ""),
+        correct_unused_bits=False,  # type: ignore[arg-type]
+    )
+    return np.asarray(array)
+
+
+def true_values(stored: Values, dataset: Dataset) -> tuple[Values, tuple[str, ...]]:
+    """Return the values that BitsStored means, or those that are there if BitsStored cannot be true.
+
+    A header that promises fewer bits than occur would wrap bright pixels to dark; pydicom masks them silently.
+    Legacy overlays live in the unused bits (PS3.5 8.1.2): where the bits above are such planes, they are masked.
+    """
+    allocated, bits = int(dataset.BitsAllocated), int(dataset.BitsStored)
+    if not 0 < bits <= allocated:
+        return stored, ("bits_stored_invalid",)
+    signed = int(dataset.get("PixelRepresentation") or 0) == 1
+    shift = max(0, int(dataset.get("HighBit", bits - 1)) + 1 - bits)
+    if shift and shift + bits <= allocated:
+        stored = stored >> shift
+    low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
+    if low <= int(stored.min()) and int(stored.max()) <= high:
+        return stored, ()
+    if not signed and any(dataset[tag].value for tag in _OVERLAY_BIT_POSITIONS if tag in dataset):
+        return stored & high, ()
+    if signed and int(stored.min()) >= 0 and int(stored.max()) < 1 << bits:
+        return ((stored.astype(np.int32) ^ (1 << (bits - 1))) - (1 << (bits - 1))), ()  # sign not extended
+    return stored, ("bits_stored_wrong",)
+
+
+def _modality(stored: Values, dataset: Dataset) -> Values:
+    if dataset.get("ModalityLUTSequence"):
+        return np.asarray(apply_modality_lut(stored, dataset), np.float32)
+    slope = float(dataset.get("RescaleSlope") or 1)
+    values = stored.astype(np.float32)
+    return -values if slope < 0 else values  # percentiles undo any other slope and intercept
+
+
+def _padding(stored: Values, dataset: Dataset) -> npt.NDArray[np.bool_] | None:
+    """Return where the values are padding, or None."""
+    first = dataset.get("PixelPaddingValue")
+    if first is None:
+        return None
+    bits = 8 * stored.dtype.itemsize
+    ends = [int(first), int(dataset.get("PixelPaddingRangeLimit", first))]
+    if stored.dtype.kind == "u":
+        ends = [end % (1 << bits) for end in ends]  # written as signed by some
+    padding: npt.NDArray[np.bool_] = (stored >= min(ends)) & (stored <= max(ends))
+    return padding if padding.any() else None
+
+
+def _scaled(values: Values, padding: npt.NDArray[np.bool_] | None, geometry: Geometry, *, inverse: bool) -> UInt8:
+    """Return the image at its size in the square; padding is black whatever the polarity.
+
+    Raises:
+        DicomError: `pixels_flat` if the percentiles are equal or nothing but padding is there.
+    """
+    size = (round(geometry.width * geometry.scale_x), round(geometry.height * geometry.scale_y))
+    inside = None
+    if padding is not None:
+        if padding.all():
+            raise DicomError("pixels_flat")
+        values = np.where(padding, np.float32(values[~padding].mean()), values)
+        share = Image.fromarray(~padding).convert("L").resize(size, Image.Resampling.BILINEAR)
+        inside = np.asarray(share) >= 128  # noqa: PLR2004  (at least half of it is image)
+    small = np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))
+    low, high = np.percentile(small if inside is None else small[inside], PERCENTILES)
+    if not high > low:
+        raise DicomError("pixels_flat")
+    grey = np.rint(np.clip((small - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    if inverse:
+        grey = 255 - grey
+    return grey if inside is None else np.where(inside, grey, 0).astype(np.uint8)

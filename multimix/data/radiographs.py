@@ -1,0 +1,216 @@
+"""Which DICOM objects are frontal chest radiographs: the rules, apart from any file format.
+
+Everything that is not plainly a frontal chest radiograph for presentation is set aside with a reason code; what
+might be one waits for a person. Free text of a study is matched against fixed words and then forgotten.
+Codes: DICOM PS3.3 C.8.11 (DX), PS3.16 CID 4 (regions), CID 4010 (views).
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
+
+Decision = Literal["accept", "review", "aside"]
+
+CR_IMAGE: Final = "1.2.840.10008.5.1.4.1.1.1"
+DX_FOR_PRESENTATION: Final = "1.2.840.10008.5.1.4.1.1.1.1"
+DX_FOR_PROCESSING: Final = "1.2.840.10008.5.1.4.1.1.1.1.1"
+SECONDARY_CAPTURE: Final = "1.2.840.10008.5.1.4.1.1.7"
+SEGMENTATION: Final = "1.2.840.10008.5.1.4.1.1.66.4"
+RADIOGRAPHS: Final = frozenset({CR_IMAGE, DX_FOR_PRESENTATION, SECONDARY_CAPTURE})
+MODALITIES: Final = frozenset({"CR", "DX"})
+SMALLEST_SIDE: Final = 64
+
+CHEST_WORDS: Final = frozenset({"CHEST", "THORAX", "LUNG", "LUNGS", "THORACIC", "TORAX", "POUMON", "CXR"})
+OTHER_WORDS: Final = frozenset(
+    [
+        "ABDOMEN",
+        "ABD",
+        "KUB",
+        "PELVIS",
+        "HIP",
+        "HIPS",
+        "FEMUR",
+        "KNEE",
+        "KNEES",
+        "TIBIA",
+        "FIBULA",
+        "LEG",
+        "ANKLE",
+        "FOOT",
+        "FEET",
+        "TOE",
+        "TOES",
+        "CALCANEUS",
+        "HEEL",
+        "PATELLA",
+        "EXTREMITY",
+        "HAND",
+        "HANDS",
+        "WRIST",
+        "FINGER",
+        "FINGERS",
+        "THUMB",
+        "FOREARM",
+        "ELBOW",
+        "HUMERUS",
+        "ARM",
+        "SHOULDER",
+        "CLAVICLE",
+        "SCAPULA",
+        "SKULL",
+        "HEAD",
+        "FACE",
+        "FACIAL",
+        "SINUS",
+        "SINUSES",
+        "ORBIT",
+        "ORBITS",
+        "MANDIBLE",
+        "JAW",
+        "TEETH",
+        "TOOTH",
+        "DENTAL",
+        "NECK",
+        "CSPINE",
+        "TSPINE",
+        "LSPINE",
+        "SPINE",
+        "CERVICAL",
+        "LUMBAR",
+        "SACRUM",
+        "COCCYX",
+        "BREAST",
+        "MAMMO",
+        "STERNUM",
+        "RIB",
+        "RIBS",
+        "COLON",
+        "BLADDER",
+        "KIDNEY",
+        "WHOLEBODY",
+    ]
+)
+CHEST_CODES: Final = frozenset({"816094009", "51185008", "43799004", "39607008", "T-D3000", "T-D3200", "T-28000"})
+View = Literal["PA", "AP", "frontal"]
+VIEW_NAMES: Final[dict[str, View]] = {"PA": "PA", "AP": "AP"}
+VIEW_CODES: Final[dict[str, View]] = {
+    "399348003": "AP",
+    "R-10206": "AP",
+    "272479007": "PA",
+    "R-10214": "PA",
+    "R-40888": "PA",
+    "399033003": "frontal",
+    "R-10202": "frontal",
+}
+LATERAL_CODES: Final = frozenset(
+    {"399067008", "399173006", "399198007", "49370004", "30730003", "R-102CD", "R-10236", "R-10232"}
+)
+LATERAL_WORDS: Final = frozenset({"LAT", "LATERAL", "LL", "RL", "LLAT", "RLAT", "SEITLICH"})
+FRONTAL_WORDS: Final = frozenset({"PA", "AP", "FRONTAL", "PORTABLE"})
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the rules read of one object: technical values; three fields of free text that are not kept."""
+
+    sop_class: str = ""
+    modality: str = ""
+    presentation_intent: str = ""
+    frames: int = 1
+    burned_in: str = ""
+    samples: int = 1
+    photometric: str = ""
+    rows: int = 0
+    columns: int = 0
+    body_part: str = ""
+    region_codes: tuple[str, ...] = ()
+    view: str = ""
+    view_codes: tuple[str, ...] = ()
+    orientation: tuple[str, ...] = ()
+    descriptions: str = ""
+
+    def __repr__(self) -> str:
+        """Hide the free text."""
+        return f"Header({self.modality}, {self.rows} x {self.columns})"
+
+
+class Verdict(NamedTuple):
+    """Decision, its reason code ("" when accepted) and the view ("" when unknown)."""
+
+    decision: Decision
+    reason: str
+    view: str
+
+
+def judge(header: Header, *, maximum_pixels: int) -> Verdict:
+    """Decide by the header alone, before a pixel is decoded."""
+    reason = _kind(header) or _matrix(header, maximum_pixels)
+    if reason:
+        return Verdict("aside", reason, "")
+    region, view = _region(header), _view(header)
+    if region == "other":
+        return Verdict("aside", "other_body_part", "")
+    if view == "lateral":
+        return Verdict("aside", "lateral_view", "")
+    if view == "other":
+        return Verdict("aside", "other_view", "")
+    if not view:
+        return Verdict("review", "view_unknown", "")
+    return Verdict("accept", "", view) if region == "chest" else Verdict("review", "body_part_unknown", view)
+
+
+def _kind(header: Header) -> str:
+    """Return why this is no single grey radiograph for presentation, or ""."""
+    if header.sop_class == DX_FOR_PROCESSING or header.presentation_intent == "FOR PROCESSING":
+        return "for_processing"
+    if header.modality not in MODALITIES or header.sop_class not in RADIOGRAPHS:
+        return "other_modality"
+    if header.frames != 1:
+        return "multi_frame"
+    if header.burned_in == "YES":
+        return "burned_in_annotation"
+    if header.samples != 1 or header.photometric not in {"MONOCHROME1", "MONOCHROME2"}:
+        return "not_grey"
+    return ""
+
+
+def _matrix(header: Header, maximum_pixels: int) -> str:
+    if header.rows * header.columns > maximum_pixels:
+        return "too_many_pixels"
+    return "too_few_pixels" if min(header.rows, header.columns) < SMALLEST_SIDE else ""
+
+
+def _region(header: Header) -> Literal["chest", "other", ""]:
+    """Return the region of the body: the coded one, else the named one, else what the description says."""
+    if header.region_codes:
+        return "chest" if CHEST_CODES.intersection(header.region_codes) else "other"
+    words = _words(header.body_part)
+    if words:
+        return "chest" if words & CHEST_WORDS else "other"
+    words = _words(header.descriptions)
+    if words & CHEST_WORDS:
+        return "" if words & OTHER_WORDS else "chest"
+    return "other" if words & OTHER_WORDS else ""
+
+
+def _view(header: Header) -> View | Literal["lateral", "other", ""]:
+    """Return the view: the coded one, else the named one; orientation and description can only rule one out."""
+    if header.view_codes:
+        return _coded_view(header.view_codes)
+    if header.view:
+        return VIEW_NAMES.get(header.view) or ("lateral" if _words(header.view) & LATERAL_WORDS else "other")
+    if header.orientation and header.orientation[0][:1] in {"A", "P"}:
+        return "lateral"  # rows of a frontal view run from side to side
+    words = _words(header.descriptions)
+    return "lateral" if words & LATERAL_WORDS and not words & FRONTAL_WORDS else ""
+
+
+def _coded_view(codes: tuple[str, ...]) -> View | Literal["lateral", "other"]:
+    known = {VIEW_CODES[code] for code in codes if code in VIEW_CODES}
+    if len(known) == 1:
+        return known.pop()
+    return "lateral" if LATERAL_CODES.intersection(codes) else "other"
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"[A-Z]+", text.upper()))
