@@ -1,127 +1,118 @@
 """`multimix-site`: the hospital engineer's commands; see `multimix-site --help`."""
 
 import json
-import secrets
-from pathlib import Path
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import Progress
 
-from multimix.data.decode import Preprocessing
-from multimix.data.manifest import read_manifest
-from multimix.data.store import Store, open_store
-from multimix.data.store_writer import build_store
-from multimix.errors import InputError
-from multimix.files import write_atomically
-
-EXIT_INPUT = 2
-_SECRET_BYTES = 32
+from client.console import discreet, err, figures, out
+from client.intake import cli as intake_cli
+from client.intake.cli import HERE, JsonOption, SiteOption
+from client.settings import new_site, open_site
 
 app = typer.Typer(
     help="Prepare a hospital's radiographs for training. Nothing leaves this machine. Research only.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-_err = Console(stderr=True)
-
-
-@app.callback()
-def main() -> None:
-    """Prepare a hospital's radiographs for training."""
-
-
-@app.command("import")
-def import_images(
-    manifest: Annotated[Path, typer.Argument(help="CSV with the columns image and patient_id; see docs/data.md.")],
-    store: Annotated[Path, typer.Argument(help="New folder for the decoded images.")],
-    image_size: Annotated[int, typer.Option(min=16, max=1024, help="Side in pixels, a multiple of 16.")] = 256,
-    fit: Annotated[str, typer.Option(help="pad keeps the aspect ratio, stretch does not.")] = "pad",
-    seed: Annotated[int, typer.Option(min=0, help="Of the split of patients where the CSV gives none.")] = 0,
-    secret: Annotated[
-        Path, typer.Option(help="File with the site's secret that patients' pseudonyms are made with; made if absent.")
-    ] = Path("site.secret"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
-) -> None:
-    """Decode PNG or JPEG radiographs once into a store of pixels, pseudonyms and labels.
-
-    Exit codes: 0 stored, 2 the input cannot be used (a paragraph names file, row and what to do).
-    """
-    try:
-        opened = _import(manifest, store, _preprocessing(image_size, fit), secret, seed)
-    except InputError as error:
-        _err.print(f"[bold red]cannot go on[/] ({error.reason})\n{escape(str(error))}", soft_wrap=True, highlight=False)
-        raise typer.Exit(EXIT_INPUT) from None
-    except KeyboardInterrupt:
-        _err.print("interrupted: nothing was stored")
-        raise typer.Exit(130) from None
-    _show(opened, as_json=as_json)
+app.command()(intake_cli.intake)
+app.command()(intake_cli.receive)
+app.add_typer(intake_cli.review, name="review")
+app.command()(intake_cli.purge)
 
 
 @app.command()
-def show(
-    store: Annotated[Path, typer.Argument(help="Folder made by import.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+def init(
+    name: Annotated[str, typer.Argument(help="The site's name in the federation: letters, digits, . _ -")],
+    site: SiteOption = HERE,
+    image_size: Annotated[int, typer.Option(min=16, max=1024, help="Side in pixels, a multiple of 16.")] = 256,
 ) -> None:
-    """Show what a store holds, in counts."""
-    try:
-        opened = open_store(store)
-    except InputError as error:
-        _err.print(f"[bold red]cannot go on[/] ({error.reason})\n{escape(str(error))}", soft_wrap=True, highlight=False)
-        raise typer.Exit(EXIT_INPUT) from None
-    _show(opened, as_json=as_json)
+    """Make a site folder: settings to fill in, and the secret that patients' pseudonyms are made with.
+
+    Exit codes: 0 made, 2 a site is there already or the name cannot be used.
+    """
+    with discreet():
+        new_site(site, name, image_size=image_size)
+        out.print(f"made site {name}: fill in site.toml, then run: multimix-site intake FOLDER", highlight=False)
 
 
-def _preprocessing(image_size: int, fit: str) -> Preprocessing:
-    if image_size % 16:
-        raise InputError("image_size", f"--image-size {image_size}: give a multiple of 16, such as 256.")
-    if fit not in ("pad", "stretch"):
-        raise InputError("fit_unknown", f"--fit {fit!r}: choose pad or stretch.")
-    return Preprocessing(image_size, "pad" if fit == "pad" else "stretch")
+@app.command()
+def show(site: SiteOption = HERE, as_json: JsonOption = False) -> None:
+    """Show what the store holds, in counts. Exit codes: 0 shown, 2 no usable store."""
+    from client.hospital import hospital_of  # noqa: PLC0415  (imports torch)
+
+    with discreet():
+        folder = open_site(site)
+        _, store = hospital_of(folder)
+        splits = {name: int((store.split == name).sum()) for name in ("train", "validation", "test")}
+        summary: dict[str, int | str] = {
+            "site": folder.settings.name,
+            "generation": store.path.name,
+            "images": len(store),
+            "patients": int(store.patient.max()) + 1,
+            "image_size": store.image_size,
+            "masks": int((store.mask_row >= 0).sum()),
+            "normal": int((store.label == 0).sum()),
+            "pneumonia": int((store.label == 1).sum()),
+            **splits,
+        }
+        typer.echo(json.dumps(summary)) if as_json else figures(summary)
 
 
-def _secret(path: Path) -> bytes:
-    """Read the site's secret, or make one that only this user can read."""
-    try:
-        if not path.exists():
-            write_atomically(path, secrets.token_bytes(_SECRET_BYTES))
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            "secret_unusable",
-            f"The secret {path} can be neither read nor made ({error.strerror}): choose another --secret.",
-        ) from error
+@app.command()
+def card(
+    site: SiteOption = HERE,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto: the card names it.")] = "auto",
+) -> None:
+    """Print exactly what a federation would be told about this site, as JSON. Nothing is sent.
+
+    Exit codes: 0 printed, 2 the policy forbids a card (fewer patients than minimum_cohort) or no usable store.
+    """
+    from client.hospital import card_of  # noqa: PLC0415  (imports torch)
+    from multimix.training import resolve_device  # noqa: PLC0415  (imports torch)
+
+    with discreet():
+        document = card_of(open_site(site), device=str(resolve_device(device)))
+        typer.echo(json.dumps(document.model_dump(mode="json"), indent=2))
 
 
-def _import(manifest: Path, store: Path, preprocessing: Preprocessing, secret: Path, seed: int) -> Store:
-    records = read_manifest(manifest)
-    pseudonym_key = _secret(secret)
-    with Progress(console=_err, transient=True) as progress:
-        task = progress.add_task("decoding images", total=len(records))
-        return build_store(
-            records,
-            root=manifest.parent,
-            out=store,
-            preprocessing=preprocessing,
-            pseudonym_key=pseudonym_key,
-            split_seed=seed,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+@app.command()
+def check(site: SiteOption = HERE, as_json: JsonOption = False) -> None:
+    """Check everything before the first round: machine, packages, files, images, labels, network.
+
+    Exit codes: 0 all PASS, 1 some WARN, 3 some FAIL, 2 no site here.
+    """
+    from client.preflight.lines import exit_code  # noqa: PLC0415  (loads torch to see the GPU)
+    from client.preflight.site import site_lines  # noqa: PLC0415  (as above)
+
+    with discreet():
+        folder = open_site(site)
+        lines = []
+        for line in site_lines(folder):
+            lines.append(line)
+            if not as_json:
+                colour = {"PASS": "green", "WARN": "yellow", "FAIL": "red"}[line.status]
+                out.print(f"[{colour}]{line.status}[/]  {line.name}: ", end="", highlight=False)
+                out.print(line.finding, markup=False, highlight=False, soft_wrap=True)
+                if line.fix:
+                    out.print(f"      {line.fix}", markup=False, highlight=False, soft_wrap=True, style="dim")
+        if as_json:
+            typer.echo(json.dumps([asdict(line) for line in lines]))
+        raise typer.Exit(exit_code(lines))
 
 
-def _show(store: Store, *, as_json: bool) -> None:
-    summary = {
-        "images": len(store),
-        "patients": int(store.patient.max()) + 1,
-        "image_size": store.image_size,
-        "masks": int((store.mask_row >= 0).sum()),
-        "normal": int((store.label == 0).sum()),
-        "pneumonia": int((store.label == 1).sum()),
-        "train": int((store.split == "train").sum()),
-        "validation": int((store.split == "validation").sum()),
-        "test": int((store.split == "test").sum()),
-        "equal_pixels": int(store.equal_pixels),
-    }
-    typer.echo(json.dumps(summary) if as_json else "\n".join(f"{key:14} {value}" for key, value in summary.items()))
+@app.command()
+def page(
+    site: SiteOption = HERE,
+    images: Annotated[int, typer.Option(min=0, max=400, help="Pictures on the contact sheets.")] = 60,
+) -> None:
+    """Write site.html into the site's folder: contact sheets, set-aside files by reason, histograms. It stays local.
+
+    Exit codes: 0 written, 2 no site here.
+    """
+    from client.intake.page import write_page  # noqa: PLC0415  (templates load slowly)
+
+    with discreet():
+        write_page(open_site(site), images=images)
+        err.print("written: site.html in the site's folder. It shows patients' images: do not pass it on.")

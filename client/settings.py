@@ -23,7 +23,7 @@ from multimix.data.decode import Preprocessing
 from multimix.data.manifest import MEDIASTINUM_EXCLUDED
 from multimix.data.manifest import Label as LabelName
 from multimix.data.pseudonyms import read_or_make_secret
-from multimix.errors import InputError
+from multimix.errors import SiteError
 from multimix.files import write_atomically
 
 FILE: Final = "site.toml"
@@ -130,37 +130,37 @@ def open_site(path: Path) -> SiteFolder:
     """Read a site's settings.
 
     Raises:
-        InputError: `site_missing`, or `settings_invalid` with the key and what is wrong, never its value.
+        SiteError: `site_missing`, or `settings_invalid` with the key and what is wrong, never its value.
     """
     try:
         text = (path / FILE).read_text("utf-8")
     except (OSError, UnicodeDecodeError):
-        raise InputError(
+        raise SiteError(
             "site_missing", "There is no site here: no readable site.toml. Make one with `multimix-site init NAME`."
         ) from None
     try:
         return SiteFolder(path, SiteSettings.model_validate(tomllib.loads(text)))
     except tomllib.TOMLDecodeError:
-        raise InputError("settings_invalid", "site.toml is not valid TOML. Check its quotes and brackets.") from None
+        raise SiteError("settings_invalid", "site.toml is not valid TOML. Check its quotes and brackets.") from None
     except ValidationError as invalid:
         first = invalid.errors(include_input=False, include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise InputError("settings_invalid", f"site.toml, {key}: {first['msg']}. Correct it.") from None
+        raise SiteError("settings_invalid", f"site.toml, {key}: {first['msg']}. Correct it.") from None
 
 
 def new_site(path: Path, name: str, *, image_size: int) -> SiteFolder:
     """Make a site folder that only this user can read, with settings to fill in and a secret.
 
     Raises:
-        InputError: `site_exists`, `settings_invalid`, `secret_unusable`.
+        SiteError: `site_exists`, `settings_invalid`, `secret_unusable`.
     """
     if (path / FILE).exists():
-        raise InputError("site_exists", "A site is here already. Give another folder.")
+        raise SiteError("site_exists", "A site is here already. Give another folder.")
     try:
         SiteSettings.model_validate({"name": name, "image_size": image_size})
     except ValidationError as invalid:
         first = invalid.errors(include_input=False, include_url=False)[0]
-        raise InputError("settings_invalid", f"{first['loc'][0]}: {first['msg']}. Give another.") from None
+        raise SiteError("settings_invalid", f"{first['loc'][0]}: {first['msg']}. Give another.") from None
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_atomically(path / FILE, _TEMPLATE.format(name=name, image_size=image_size).encode())
     site = open_site(path)

@@ -1,23 +1,20 @@
 """One round at a hospital, in process: images, torch and policy stay on this side of `Site`."""
 
 import math
-import platform
 import time
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib.metadata import version
 
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from client.card import site_card
 from client.policy import SitePolicy, check
 from client.replays import Replays
 from multimix.batches import TrainingData
 from multimix.contract.messages import (
-    ClassCounts,
     EvaluateReport,
-    MeanMask,
     Picture,
     RoundPlan,
     SiteCard,
@@ -30,10 +27,10 @@ from multimix.contract.signing import SignedPlan, verified
 from multimix.contract.site import Evaluated, Trained
 from multimix.contract.suppression import suppress
 from multimix.data.hospitals import Hospital
-from multimix.data.sampling import Pools, make_pools, mask_rows, patients
+from multimix.data.sampling import Pools, make_pools, patients
 from multimix.data.store import Store
 from multimix.errors import InputError, Refused
-from multimix.evaluation import ModelTime, evaluate, reduce_mean_mask
+from multimix.evaluation import ModelTime, evaluate
 from multimix.network import CLASSES, MultiMixNetwork
 from multimix.samples import sample_pictures
 from multimix.training import resolve_device, train
@@ -58,41 +55,8 @@ class LocalSite:
 
     def describe(self) -> SiteCard:
         """Count what policy lets the site say; small groups of masks give no mean mask."""
-        pools = self._pools(None)
-        masked_rows = mask_rows(self.store, self.hospital.evaluation_rows(self.store, "train"), None)
-        conventions = sorted(set(self.store.convention[masked_rows].tolist()))
-        by_convention = {name: self._pools(name) for name in conventions}
-        masked = {name: patients(self.store, p.labelled_segmentation) for name, p in by_convention.items()}
-        labelled = pools.labelled_classification
-        return SiteCard(
-            site=self.hospital.name,
-            role=self.hospital.role,
-            synthetic=self.synthetic,
-            device=str(self._torch_device()),
-            image_size=self.store.image_size,
-            images=len(self.hospital.rows),
-            patients=patients(self.store, self.hospital.rows),
-            training_patients=patients(self.store, _training_rows(pools)),
-            labelled_patients=ClassCounts(
-                **{
-                    name: patients(self.store, labelled[self.store.label[labelled] == i])
-                    for i, name in enumerate(CLASSES)
-                }
-            ),
-            masked_patients=masked,
-            conventions=tuple(sorted(set(self.store.convention[self._masked_rows()].tolist()))),
-            mean_masks={
-                name: self._mean_mask(by_convention[name].labelled_segmentation)
-                for name, count in masked.items()
-                if self.policy.release_mean_mask and count >= self.policy.minimum_cohort
-            },
-            data_fingerprint=self.store.fingerprint,
-            software={
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "flwr": version("flwr"),
-            },
-        )
+        device = str(self._torch_device())
+        return site_card(self.hospital, self.store, self.policy, device=device, synthetic=self.synthetic)
 
     def train(self, signed: SignedPlan, weights: Weights) -> Trained:
         """Train for one round. Refuses before a pixel is read; a diverged model or an untaught module is never sent."""
@@ -215,13 +179,6 @@ class LocalSite:
             statistics=suppress(statistics, minimum=self.policy.minimum_cohort),
             seconds={"evaluation": time.perf_counter() - started, "evaluation_model": spent.model_s},
         )
-
-    def _masked_rows(self) -> np.ndarray:
-        rows = self.hospital.rows
-        return rows[self.store.mask_row[rows] >= 0]
-
-    def _mean_mask(self, rows: np.ndarray) -> MeanMask:
-        return tuple(int(value) for value in np.rint(reduce_mean_mask(self.store, rows).ravel() * 255))
 
 
 def _training_rows(pools: Pools) -> np.ndarray:

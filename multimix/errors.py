@@ -4,6 +4,7 @@
     |-- InputError          something the user gave is wrong: file, row, key, value, bound, what to do
     |   |-- ManifestError   the CSV or a file it names
     |   |-- StoreError      the decoded store on disk
+    |   |-- SiteError       something at a hospital; its message names no path, value or identifier
     |   |-- RunConfigError  a run configuration key
     |   `-- CheckpointError a checkpoint that cannot be resumed from
     `-- Refused             a site's policy or the server's admission says no, with a reason code
@@ -27,11 +28,17 @@ class InputError(MultiMixError):
 
 
 class ManifestError(InputError):
-    """The manifest or a file named in it is unusable."""
+    """The manifest or a file named in it is unusable; `cell` is (row, column) where one is to blame."""
+
+    cell: tuple[int, str] | None = None
 
 
 class StoreError(InputError):
     """The decoded store is missing, damaged or cannot be written."""
+
+
+class SiteError(InputError):
+    """Something at a hospital cannot be used; the message may go into a ticket: no path, value or identifier."""
 
 
 class RunConfigError(InputError):

@@ -1,6 +1,7 @@
 """What needs something outside the repository says so: skipped with a reason elsewhere, an error in CI."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from tests.browser import CHROMIUM
+from tests.orthanc import ORTHANC
 
 REAL_DATA = Path(os.environ.get("MULTIMIX_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -20,6 +22,8 @@ settings.load_profile("shared")
 def pytest_collection_modifyitems(items):
     missing = {
         "data": None if (REAL_DATA / "cxr" / "manifest.csv").exists() else f"no radiographs in {REAL_DATA}",
+        "orthanc": None if ORTHANC else "no Orthanc with its DICOMweb plugin",
+        "dicom3tools": None if shutil.which("dciodvfy") else "no dciodvfy on PATH",
         "browser": None if CHROMIUM else "no chromium, chromium-browser or google-chrome on PATH",
     }
     for item in items:

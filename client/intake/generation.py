@@ -21,7 +21,7 @@ from multimix.data.manifest import SPLITS, Split
 from multimix.data.pseudonyms import Pseudonyms
 from multimix.data.store import CURRENT, IMAGES, INDEX, MASKS
 from multimix.data.store_writer import Entry, fsync, staged, write_index
-from multimix.errors import ManifestError
+from multimix.errors import SiteError
 
 KEPT: Final = 3  # generations that stay, the current one among them
 SHARES: Final = (0.7, 0.8)  # below the first a patient trains, below the second validates, above tests
@@ -48,7 +48,7 @@ def join(
     """Join labels and masks to images: by UID before accession before patient.
 
     Raises:
-        ManifestError: `patient_in_two_splits`.
+        SiteError: `patient_in_two_splits`.
     """
     told = _Told(labels)
     by_image = {mask.image_uid: mask for mask in masks.values() if mask.image_uid}
@@ -82,6 +82,7 @@ def join(
                 mask_convention="" if mask is None else convention,
                 split=splits[image.patient],
                 geometry=image.geometry,
+                brightness=image.brightness,
             )
         )
     problems["labels_without_image"] = told.unused()
@@ -122,7 +123,7 @@ def _splits(images: Sequence[Image], told: _Told, pseudonyms: Pseudonyms) -> dic
     for image in images:
         for row in told.of(image):
             if row.split and given.setdefault(image.patient, row.split) != row.split:
-                raise ManifestError(
+                raise SiteError(
                     "patient_in_two_splits",
                     "The labels file puts images of one patient into two splits. Put each patient into one.",
                 )
@@ -154,6 +155,9 @@ def publish(journal: Journal, store: Path, found: Join, preprocessing: Preproces
         write_index(folder / INDEX, found.entries, preprocessing=preprocessing)
         _grant(folder, group)
     _grant_folder(store, group)
+    if group is not None:
+        os.chown(store.parent, -1, group)
+        store.parent.chmod(0o710)  # the group passes through to the store and lists nothing else
     _point(store, number)
     journal.remember("generation", str(number))
     journal.remember("published", digest)
@@ -179,7 +183,7 @@ def write_generation(site: SiteFolder, journal: Journal) -> Holdings:
     """Join, publish and count what the journal holds.
 
     Raises:
-        ManifestError: `patient_in_two_splits`; StoreError: `disk_full`, `cannot_write`.
+        SiteError: `patient_in_two_splits`; StoreError: `disk_full`, `cannot_write`.
     """
     found = join(
         journal.kept_images("accept"),

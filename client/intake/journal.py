@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from client.intake.records import Records
 from multimix.data.decode import Geometry, Preprocessing
 from multimix.data.store import IMAGES, MASKS
-from multimix.errors import InputError, StoreError
+from multimix.errors import SiteError
 
 if TYPE_CHECKING:
     from client.intake.examine import Examined
@@ -29,7 +29,7 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE items (id INTEGER PRIMARY KEY, file_hash TEXT, kind TEXT NOT NULL, decision TEXT NOT NULL,
   reason TEXT NOT NULL, rules TEXT NOT NULL, uid TEXT, patient TEXT, accession TEXT, view TEXT, modality TEXT,
   syntax TEXT, content TEXT, flags TEXT, record INTEGER,
-  width INTEGER, height INTEGER, scale_x REAL, scale_y REAL, offset_x INTEGER, offset_y INTEGER);
+  width INTEGER, height INTEGER, scale_x REAL, scale_y REAL, offset_x INTEGER, offset_y INTEGER, brightness INTEGER);
 CREATE UNIQUE INDEX one_uid ON items (kind, uid) WHERE kind != 'nothing' AND uid != '';
 CREATE INDEX contents ON items (content) WHERE content IS NOT NULL;
 CREATE INDEX hashes ON items (file_hash) WHERE file_hash != '';
@@ -41,7 +41,7 @@ CREATE TABLE labels (origin TEXT NOT NULL, uid TEXT, accession TEXT, patient TEX
 CREATE TABLE purged (tombstone TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 _IMAGE: Final = "id, uid, patient, accession, view, content, flags, record, decision, reason"
-_GEOMETRY: Final = "width, height, scale_x, scale_y, offset_x, offset_y"
+_GEOMETRY: Final = "width, height, scale_x, scale_y, offset_x, offset_y, brightness"
 
 
 class Image(NamedTuple):
@@ -58,6 +58,7 @@ class Image(NamedTuple):
     decision: str
     reason: str
     geometry: Geometry
+    brightness: int
 
     def __repr__(self) -> str:
         """Hide pseudonyms."""
@@ -91,14 +92,14 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the site's intake alone.
 
     Raises:
-        InputError: `intake_running` if another process holds it.
+        SiteError: `intake_running` if another process holds it.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with os.fdopen(os.open(folder / "lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(
+            raise SiteError(
                 "intake_running", "Another command works on this site's images. Wait for it, or stop it."
             ) from None
         yield
@@ -190,6 +191,7 @@ class Journal:
         values = (
             *(found.file_hash, found.kind, found.decision, found.reason, self.rules, *found.keys, found.view),
             *(found.modality, found.syntax, found.content, " ".join(found.flags), record, *found.geometry),
+            round(float(found.pixels.mean())),
         )
         query = f"INSERT INTO items VALUES (NULL, {', '.join('?' * len(values))})"  # noqa: S608  (placeholders)
         return self.index.execute(query, values).lastrowid
@@ -258,7 +260,7 @@ class Journal:
 
 def _image(row: tuple[int | float | str, ...]) -> Image:
     *plain, flags, record, decision, reason = row[:10]
-    return Image(*plain, tuple(str(flags).split()), record, decision, reason, Geometry(*row[10:]))  # type: ignore[call-arg, arg-type]
+    return Image(*plain, tuple(str(flags).split()), record, decision, reason, Geometry(*row[10:16]), row[16])  # type: ignore[call-arg, arg-type]
 
 
 @contextmanager
@@ -266,8 +268,8 @@ def open_journal(folder: Path, preprocessing: Preprocessing, *, rules: str = "")
     """Open or create the journal, alone; what is not committed when the block ends never happened.
 
     Raises:
-        InputError: `intake_running`.
-        StoreError: `preprocessing_changed`; `journal_damaged` if pixels that it names are missing.
+        SiteError: `intake_running`.
+        SiteError: `preprocessing_changed`; `journal_damaged` if pixels that it names are missing.
     """
     with locked(folder), closing(_connected(folder / "journal.sqlite")) as index:
         _prepare(index, preprocessing)
@@ -288,7 +290,7 @@ def _prepare(index: sqlite3.Connection, preprocessing: Preprocessing) -> None:
         index.executescript(f"BEGIN; {_TABLES} INSERT INTO meta VALUES {values}; COMMIT;")  # noqa: S608
     made = _meta(index, "preprocessing")
     if _meta(index, "schema") != _SCHEMA or made != preprocessing.version:
-        raise StoreError(
+        raise SiteError(
             "preprocessing_changed",
             f"The images were taken in as {made}, the settings say {preprocessing.version}. "
             "Set them back, or start a new site folder.",
@@ -305,7 +307,7 @@ def _records(index: sqlite3.Connection, path: Path, kind: str, preprocessing: Pr
     try:
         return Records(path, record_bytes=preprocessing.image_size**2, count=count)
     except ValueError:
-        raise StoreError(
+        raise SiteError(
             "journal_damaged",
             "The site's pixels are shorter than its journal says. Restore the folder, or start a new one.",
         ) from None

@@ -15,7 +15,7 @@ from multimix.data.dicom import accession_key, patient_key, uid_key
 from multimix.data.manifest import BEHIND_HEART, MEDIASTINUM_EXCLUDED, SPLITS
 from multimix.data.manifest import Label as LabelName
 from multimix.data.pseudonyms import Pseudonyms
-from multimix.errors import ManifestError
+from multimix.errors import SiteError
 
 KEYS: Final = ("sop_instance_uid", "accession", "patient_id")
 VALUES: Final = ("issuer", "label", "mask", "mask_convention", "split")
@@ -35,16 +35,16 @@ class LabelsFile(NamedTuple):
     masks: tuple[tuple[str, Path], ...]
 
 
-def label_error(reason: str, row: int, column: str, problem: str, remedy: str) -> ManifestError:
+def label_error(reason: str, row: int, column: str, problem: str, remedy: str) -> SiteError:
     """Return an error that says where, and never what."""
-    return ManifestError(reason, f"Labels file, row {row}, column {column}: {problem}. {remedy}")
+    return SiteError(reason, f"Labels file, row {row}, column {column}: {problem}. {remedy}")
 
 
 def read_labels(path: Path, pseudonyms: Pseudonyms, *, label_map: Mapping[str, LabelName]) -> LabelsFile:
     """Read a labels file; words other than ours are translated by the site's label map.
 
     Raises:
-        ManifestError: with a reason code for each mistake; it names row and column and quotes nothing.
+        SiteError: with a reason code for each mistake; it names row and column and quotes nothing.
     """
     masks: dict[str, Path] = {}
     labels = []
@@ -57,7 +57,7 @@ def read_labels(path: Path, pseudonyms: Pseudonyms, *, label_map: Mapping[str, L
             masks[mask_key] = file
         labels.append(_label(row, cells, pseudonyms, label_map, mask_key))
     if not labels:
-        raise ManifestError("labels_empty", "The labels file has no row below its header. Add one a patient or image.")
+        raise SiteError("labels_empty", "The labels file has no row below its header. Add one a patient or image.")
     _check_agreement(labels)
     return LabelsFile(tuple(labels), tuple(masks.items()))
 
@@ -72,11 +72,11 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 cells = [cell.strip() for cell in line]
                 if len(cells) != len(header) and any(cells):
                     problem = f"has {len(cells)} cells under {len(header)} columns"
-                    raise ManifestError("row_malformed", f"Labels file, row {row}: {problem}. Give one cell a column.")
+                    raise SiteError("row_malformed", f"Labels file, row {row}: {problem}. Give one cell a column.")
                 if any(cells):
                     yield row, {name: cell for name, cell in zip(header, cells, strict=True) if cell}
     except (OSError, UnicodeDecodeError, csv.Error):
-        raise ManifestError(
+        raise SiteError(
             "labels_unreadable", "The labels file cannot be read as UTF-8 CSV. Save it as 'CSV UTF-8'."
         ) from None
 
@@ -86,11 +86,9 @@ def _check_header(header: list[str]) -> None:
     known = f"Columns are {', '.join(columns)}."
     if len(set(header)) != len(header) or not set(header) <= set(columns):
         unknown = sum(name not in columns for name in header)
-        raise ManifestError(
-            "column_unknown", f"Labels file, row 1: {unknown} columns unknown, or one named twice. {known}"
-        )
+        raise SiteError("column_unknown", f"Labels file, row 1: {unknown} columns unknown, or one named twice. {known}")
     if not set(header) & set(KEYS):
-        raise ManifestError("column_missing", f"Labels file, row 1: one of {', '.join(KEYS)} must be there. {known}")
+        raise SiteError("column_missing", f"Labels file, row 1: one of {', '.join(KEYS)} must be there. {known}")
 
 
 def _mask_file(folder: Path, name: str, row: int) -> Path:

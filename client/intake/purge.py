@@ -22,7 +22,7 @@ from client.settings import SiteFolder
 from multimix.data.pseudonyms import Pseudonyms
 from multimix.data.store import IMAGES, MASKS
 from multimix.data.store_writer import fsync
-from multimix.errors import InputError
+from multimix.errors import SiteError
 
 _SEARCH_BYTES: Final = 1 << 20
 
@@ -36,7 +36,6 @@ class Proof:
     files_searched: int
     bytes_searched: int
     traces_found: int
-    generation: int = 0
 
     @property
     def holds(self) -> bool:
@@ -66,13 +65,11 @@ def remove_patient(journal: Journal, pseudonyms: Pseudonyms, patient: str) -> Re
     """Forget a patient by pseudonym, in one transaction; `finish_purge` must follow, now or at the next start.
 
     Raises:
-        InputError: `patient_unknown`.
+        SiteError: `patient_unknown`.
     """
     images = [image for image in journal.kept_images() if image.patient == patient]
     if not images:
-        raise InputError(
-            "patient_unknown", "This site has no image of such a patient. Check the number and its issuer."
-        )
+        raise SiteError("patient_unknown", "This site has no image of such a patient. Check the number and its issuer.")
     masks = _masks_of(journal, images)
     gone = Removal(
         texts=tuple(sorted({text.encode() for image in images for text in _names(image)})),

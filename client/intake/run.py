@@ -13,7 +13,7 @@ from client.intake.purge import finish_purge, tombstone
 from client.intake.workers import Workers
 from client.settings import SiteFolder
 from multimix.data.pseudonyms import Pseudonyms
-from multimix.errors import InputError
+from multimix.errors import SiteError
 
 COMMIT_ITEMS: Final = 64
 COMMIT_S: Final = 2.0
@@ -43,7 +43,7 @@ def take_in(
     """Take items in; `labels` replace those of their origin, `after` is called once an outcome is durable.
 
     Raises:
-        InputError: `intake_running`, `labels_conflict` and others of the settings, journal and labels.
+        SiteError: `intake_running` and others of the settings, journal, labels and PACS.
     """
     rules = site.rules(without_preamble=without_preamble)
     pseudonyms = Pseudonyms(rules.secret)
@@ -96,7 +96,7 @@ class _Counter:
                 continue
             try:
                 yield item._replace(content=item.content())
-            except InputError as error:
+            except SiteError as error:
                 if error.reason not in {"instance_missing", "instance_too_large", "pacs_answer"}:
                     raise
                 self._count("retrieval_failed")

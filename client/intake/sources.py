@@ -6,10 +6,13 @@ is even opened again.
 
 import os
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from client.intake.examine import Item, nobody
 from client.intake.journal import Label
+from client.intake.pacs import Pacs, PacsClient
+from client.intake.receiver import spool_files
 from multimix.data.dicom import Keys, patient_key
 from multimix.data.manifest import Record
 from multimix.data.pseudonyms import Pseudonyms
@@ -78,3 +81,22 @@ def manifest_labels(
         uid = picture_uid(record, pseudonyms)
         labels.append(Label(uid, "", "", record.label, record.split, mask_key, record.mask_convention))
     return labels, masks
+
+
+def spool_items(spool: Path, pseudonyms: Pseudonyms) -> Iterator[Item]:
+    """Yield the complete files that a PACS has sent."""
+    for file in spool_files(spool):
+        path = file.resolve()
+        yield Item(file_key(pseudonyms, path), "dicom", path)
+
+
+def pacs_items(settings: Pacs, pseudonyms: Pseudonyms) -> Iterator[Item]:
+    """Yield what a PACS lists; an instance is retrieved only when its bytes are asked for.
+
+    Raises:
+        PacsError: the archive cannot be asked.
+    """
+    with PacsClient(settings) as client:
+        for instance in client.search():
+            uids = (instance.study_uid, instance.series_uid, instance.instance_uid)
+            yield Item(pseudonyms.of("pacs", *uids), "dicom", partial(client.retrieve, instance))

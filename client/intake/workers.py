@@ -71,7 +71,7 @@ class Workers:
     ) -> None:
         """Stop all processes; whatever they do is lost if the block failed."""
         if self._pool is not None:
-            (self._pool.stop if kind else self._pool.close)()  # type: ignore[no-untyped-call]
+            (self._pool.stop if kind else self._pool.close)()
             self._pool.join()
 
     def examined(self, items: Iterable[Item]) -> Iterator[tuple[Item, Examined]]:

@@ -61,6 +61,9 @@ class SiteCard(Frozen):
     conventions: tuple[Name, ...]  # of all masks there are, test patients' too
     # Mean lung mask of those masks by convention, 32 x 32 in steps of 1/255, row by row; only above the minimum cohort.
     mean_masks: dict[Name, MeanMask] = Field(default_factory=dict)
+    # Patients by view, number of images, longest side and brightness, in coarse cells; those withheld are named only.
+    histograms: dict[Name, dict[Name, Count]] = Field(default_factory=dict)
+    withheld: tuple[Name, ...] = ()
     data_fingerprint: Short
     software: dict[Name, Short]
 
@@ -72,8 +75,9 @@ class SiteCard(Frozen):
             raise ValueError("labelled and masked patients <= training patients <= patients <= images must hold")
         if not set(self.mean_masks) <= set(self.masked_patients) <= set(self.conventions):
             raise ValueError("masks of a convention that the site does not have")
-        if max(len(self.conventions), len(self.software)) > _MOST_ENTRIES:
-            raise ValueError(f"at most {_MOST_ENTRIES} conventions or packages")
+        sizes = [len(self.conventions), len(self.software), len(self.histograms), *map(len, self.histograms.values())]
+        if max(sizes) > _MOST_ENTRIES or len(self.withheld) > _MOST_ENTRIES**2:
+            raise ValueError(f"at most {_MOST_ENTRIES} conventions, packages, histograms or cells")
         return self
 
 

@@ -17,7 +17,7 @@ Not closed: several images of one patient count several times; calibration edges
 the difference of two evaluations of a site that has grown by a few images in between.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 
 from multimix.contract.statistics import (
@@ -34,6 +34,35 @@ from multimix.contract.statistics import (
     add_bins,
     representative_bin,
 )
+
+
+def hide_small_cells(cells: Mapping[str, int], minimum: int) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Return a table of people, its total public, with small cells hidden (as 0), and the names of those hidden.
+
+    Cells of 1 to minimum - 1 are hidden. As their sum follows from the total, the smallest others are hidden with
+    them until at least two are hidden that together hold the minimum (complementary suppression).
+    """
+    hidden = [name for name, count in cells.items() if not _safe(count, minimum)]
+    others = sorted((name for name in cells if name not in hidden and cells[name]), key=lambda name: cells[name])
+    while hidden and others and (len(hidden) == 1 or sum(cells[name] for name in hidden) < minimum):
+        hidden.append(others.pop(0))
+    return {name: 0 if name in hidden else count for name, count in cells.items()}, tuple(sorted(hidden))
+
+
+def lower_parts(parts: Mapping[str, int], total: int, minimum: int) -> dict[str, int]:
+    """Return parts of a public total, lowered so that neither a part nor the rest is 1 to minimum - 1.
+
+    A small part becomes 0; if the rest is small then, the largest part is lowered until it is not. Counts are
+    only ever lowered: the site teaches no more than it says.
+    """
+    capped = {name: min(count, total) for name, count in parts.items()}
+    shown = {name: count if _safe(count, minimum) else 0 for name, count in capped.items()}
+    rest = total - sum(shown.values())
+    if shown and 0 < rest < minimum:
+        largest = max(shown, key=lambda name: shown[name])
+        lowered = shown[largest] - (minimum - rest)
+        shown[largest] = lowered if lowered >= minimum else 0
+    return shown
 
 
 def suppress(statistics: EvaluationStatistics, *, minimum: int) -> EvaluationStatistics:

@@ -15,7 +15,7 @@ from pydicom import config as pydicom_config
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.tag import Tag
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import AllTransferSyntaxes, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from multimix.data.pseudonyms import Pseudonyms
 from multimix.data.radiographs import Header
@@ -61,7 +61,7 @@ class Keys(NamedTuple):
 
 
 class Parsed(NamedTuple):
-    """Header, pseudonyms and transfer syntax of an object."""
+    """Header, pseudonyms and transfer syntax of an object; "unknown" for a syntax that the standard does not name."""
 
     header: Header
     keys: Keys
@@ -85,7 +85,7 @@ def parse_header(data: bytes, pseudonyms: Pseudonyms, *, without_preamble: bool)
     dataset = read(data, HEADER_ELEMENTS, without_preamble=without_preamble, pixels=False)
     try:
         with quiet():
-            return Parsed(_header(dataset), _keys(dataset, pseudonyms), syntax_of(dataset))
+            return Parsed(_header(dataset), _keys(dataset, pseudonyms), _public(syntax_of(dataset)))
     except DicomError:
         raise
     except Exception:  # noqa: BLE001  (on damaged values pydicom raises nearly anything)
@@ -119,6 +119,11 @@ def read(data: bytes, elements: Sequence[str | int], *, without_preamble: bool, 
     if not preamble and not without_preamble:
         raise DicomError("no_preamble")
     return dataset
+
+
+def _public(syntax: str) -> str:
+    """Return a standard transfer syntax; a private one may name who made it up."""
+    return syntax if syntax in AllTransferSyntaxes else "unknown"
 
 
 def syntax_of(dataset: Dataset) -> str:

@@ -34,7 +34,7 @@ PIXEL_VERSION: Final = "percentile-0.5-99.5-v1"
 PERCENTILES: Final = (0.5, 99.5)
 _PLUGINS: Final = {  # one decoder a syntax, so that two sites get equal pixels whatever else is installed
     JPEGBaseline8Bit: "pillow",
-    JPEGExtended12Bit: "gdcm",
+    JPEGExtended12Bit: "pillow",  # of 8 bits; nothing decodes 12
     JPEG2000Lossless: "pylibjpeg",
     JPEG2000: "pylibjpeg",
     JPEGLSLossless: "pyjpegls",

@@ -72,7 +72,9 @@ def cell_error(
     reason: str, *, where: Path, row: int, column: str, value: str, problem: str, remedy: str
 ) -> ManifestError:
     """Return an error that names the cell as a person finds it in a spreadsheet."""
-    return ManifestError(reason, f"{where}, row {row}, column {column}: {value!r} {problem}. {remedy}")
+    error = ManifestError(reason, f"{where}, row {row}, column {column}: {value!r} {problem}. {remedy}")
+    error.cell = (row, column)
+    return error
 
 
 def read_manifest(path: Path) -> tuple[Record, ...]:

@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from multimix.errors import InputError, StoreError
+from multimix.errors import SiteError
 from multimix.files import write_atomically
 
 SECRET_BYTES: Final = 32
@@ -25,7 +25,7 @@ class Pseudonyms:
     def __init__(self, secret: bytes) -> None:
         """Keep the secret; it is never shown."""
         if not secret:
-            raise StoreError("pseudonym_key_invalid", "The site's secret is empty. Restore it or start a new site.")
+            raise SiteError("pseudonym_key_invalid", "The site's secret is empty. Restore it or start a new site.")
         self._secret = secret
 
     def __repr__(self) -> str:
@@ -60,7 +60,7 @@ def read_or_make_secret(path: Path) -> bytes:
     """Read the site's secret, or make one that only this user can read.
 
     Raises:
-        InputError: `secret_unusable`, or `secret_not_private` if others may read the file.
+        SiteError: `secret_unusable`, or `secret_not_private` if others may read the file.
     """
     try:
         if not path.exists():
@@ -68,14 +68,14 @@ def read_or_make_secret(path: Path) -> bytes:
         mode = stat.S_IMODE(path.stat().st_mode)
         secret = path.read_bytes()
     except OSError:
-        raise InputError(
+        raise SiteError(
             "secret_unusable", "The site's secret can be neither read nor made. Check the folder and its owner."
         ) from None
     if mode & 0o077:
-        raise InputError(
+        raise SiteError(
             "secret_not_private",
             f"Others may read the site's secret (mode {mode:04o}). Set mode 0600, and think about who read it.",
         )
     if len(secret) < SECRET_BYTES:
-        raise InputError("secret_unusable", f"The site's secret has {len(secret)} bytes, it needs {SECRET_BYTES}.")
+        raise SiteError("secret_unusable", f"The site's secret has {len(secret)} bytes, it needs {SECRET_BYTES}.")
     return secret

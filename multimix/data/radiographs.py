@@ -102,6 +102,7 @@ VIEW_CODES: Final[dict[str, View]] = {
     "399033003": "frontal",
     "R-10202": "frontal",
 }
+UNKNOWN_VIEW: Final = "261665006"  # PS3.16 CID 4010 wants a code even where nobody knows
 LATERAL_CODES: Final = frozenset(
     {"399067008", "399173006", "399198007", "49370004", "30730003", "R-102CD", "R-10236", "R-10232"}
 )
@@ -195,8 +196,9 @@ def _region(header: Header) -> Literal["chest", "other", ""]:
 
 def _view(header: Header) -> View | Literal["lateral", "other", ""]:
     """Return the view: the coded one, else the named one; orientation and description can only rule one out."""
-    if header.view_codes:
-        return _coded_view(header.view_codes)
+    codes = frozenset(header.view_codes) - {UNKNOWN_VIEW}
+    if codes:
+        return _coded_view(codes)
     if header.view:
         return VIEW_NAMES.get(header.view) or ("lateral" if _words(header.view) & LATERAL_WORDS else "other")
     if header.orientation and header.orientation[0][:1] in {"A", "P"}:
@@ -205,7 +207,7 @@ def _view(header: Header) -> View | Literal["lateral", "other", ""]:
     return "lateral" if words & LATERAL_WORDS and not words & FRONTAL_WORDS else ""
 
 
-def _coded_view(codes: tuple[str, ...]) -> View | Literal["lateral", "other"]:
+def _coded_view(codes: frozenset[str]) -> View | Literal["lateral", "other"]:
     known = {VIEW_CODES[code] for code in codes if code in VIEW_CODES}
     if len(known) == 1:
         return known.pop()

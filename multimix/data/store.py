@@ -33,7 +33,8 @@ MASKS: Final = "masks.u8"
 INDEX: Final = "index.sqlite"
 CURRENT: Final = "current"  # names the newest of several generations
 COLUMNS: Final = (
-    "image_row, patient, label, mask_row, mask_convention, split, source, site, view, content_hash, mask_hash"
+    "image_row, patient, label, mask_row, mask_convention, split, source, site, view, content_hash, mask_hash, "
+    "width, height, brightness"
 )
 LABEL_CODES: Final = {"normal": 0, "pneumonia": 1, "other": 2, "unknown": -1}
 RELEASE_BYTES: Final = 64 << 20  # mapped pages given back after this much reading: bounds resident memory
@@ -97,6 +98,8 @@ class Store:
     source: npt.NDArray[np.str_]
     site: npt.NDArray[np.str_]
     view: npt.NDArray[np.str_]
+    longest_side: npt.NDArray[np.int32]  # pixels of the original matrix
+    brightness: npt.NDArray[np.uint8]  # mean grey level of the square
     image_pages: _Pages
     mask_pages: _Pages
 
@@ -167,6 +170,10 @@ def _opened(path: Path, meta: dict[str, str], rows: list[tuple[str | int | None,
     mask_row = _frozen([-1 if row is None else row for row in columns["mask_row"]], np.int32)
     for name, count, used in ((IMAGES, records[0], image_row), (MASKS, records[1], mask_row[mask_row >= 0])):
         _check_records(path / name, count * size * size, used, count)
+    sides = [
+        max(int(width or 0), int(height or 0))
+        for width, height in zip(columns["width"], columns["height"], strict=True)
+    ]
     groups = {patient: group for group, patient in enumerate(dict.fromkeys(columns["patient"]))}
     contents = [columns[name] for name in ("content_hash", "mask_hash", "label", "split")]
     return Store(
@@ -184,6 +191,8 @@ def _opened(path: Path, meta: dict[str, str], rows: list[tuple[str | int | None,
         source=_frozen(columns["source"], np.str_),
         site=_frozen(columns["site"], np.str_),
         view=_frozen(columns["view"], np.str_),
+        longest_side=_frozen(sides, np.int32),
+        brightness=_frozen(columns["brightness"], np.uint8),
         image_pages=_Pages(path / IMAGES, records[0], size),
         mask_pages=_Pages(path / MASKS, records[1], size),
     )

@@ -35,6 +35,7 @@ class Entry(NamedTuple):
     mask_convention: str
     split: Split
     geometry: Geometry
+    brightness: int  # mean grey level of the square
 
 
 class StoreRow(NamedTuple):
@@ -59,7 +60,8 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE images (row INTEGER PRIMARY KEY, image_row INTEGER UNIQUE NOT NULL, mask_row INTEGER UNIQUE,
   content_hash TEXT, mask_hash TEXT, patient TEXT, source TEXT, site TEXT, view TEXT, label TEXT,
   mask_convention TEXT, split TEXT,
-  width INTEGER, height INTEGER, scale_x REAL, scale_y REAL, offset_x INTEGER, offset_y INTEGER);
+  width INTEGER, height INTEGER, scale_x REAL, scale_y REAL, offset_x INTEGER, offset_y INTEGER,
+  brightness INTEGER);
 """
 
 
@@ -140,7 +142,7 @@ def write_store(out: Path, rows: Iterable[StoreRow], *, preprocessing: Preproces
     def entries() -> Iterator[Entry]:
         mask_count = 0
         for count, row in enumerate(rows):
-            yield Entry(count, None if row.mask is None else mask_count, *row[2:])
+            yield Entry(count, None if row.mask is None else mask_count, *row[2:], round(float(row.image.mean())))
             images.write(row.image.tobytes())
             if row.mask is not None:
                 masks.write(row.mask.tobytes())
@@ -155,10 +157,10 @@ def write_index(path: Path, entries: Iterable[Entry], *, preprocessing: Preproce
     path.touch(mode=0o600)
     with closing(sqlite3.connect(path)) as index:
         index.executescript("PRAGMA journal_mode = MEMORY;" + TABLES)
-        insert = f"INSERT INTO images VALUES ({', '.join('?' * 18)})"  # noqa: S608  (placeholders only)
+        insert = f"INSERT INTO images VALUES ({', '.join('?' * 19)})"  # noqa: S608  (placeholders only)
         count = image_records = mask_records = 0
         for entry in entries:
-            index.execute(insert, (count, *entry[:-1], *entry.geometry))
+            index.execute(insert, (count, *entry[:-2], *entry.geometry, entry.brightness))
             count += 1
             image_records = max(image_records, entry.image_row + 1)
             mask_records = max(mask_records, -1 if entry.mask_row is None else entry.mask_row + 1)

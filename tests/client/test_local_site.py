@@ -106,7 +106,7 @@ def test_the_mean_mask_is_the_average_of_the_training_masks(hospitals):
     assert np.abs(grid / 255 - masks.mean(axis=0)).max() <= 0.5 / 255 + 1e-9
 
 
-@pytest.mark.parametrize(("minimum", "released"), [(8, True), (9, False)])
+@pytest.mark.parametrize(("minimum", "released"), [(6, True), (9, False)])
 def test_the_mean_mask_of_fewer_patients_than_the_minimum_is_withheld(hospitals, minimum, released):
     policy = OPEN.model_copy(update={"minimum_cohort": minimum})  # 8 patients in 9 images
     assert bool(site_of(hospitals["both"], policy).describe().mean_masks) == released

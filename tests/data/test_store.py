@@ -18,7 +18,7 @@ from multimix.data.decode import Geometry, Preprocessing
 from multimix.data.manifest import Record
 from multimix.data.store import FAULT_BYTES, RELEASE_BYTES, Store, open_store
 from multimix.data.store_writer import StoreRow, build_store, write_store
-from multimix.errors import ManifestError, StoreError
+from multimix.errors import ManifestError, SiteError, StoreError
 
 KEY = b"a key of this test"
 SIZE = 16
@@ -178,7 +178,7 @@ def test_another_key_gives_other_pseudonyms(tmp_path):
 
 def test_an_empty_key_is_refused(tmp_path):
     record = Record(image=save(tmp_path, "a.png", np.zeros((4, 4), np.uint8)), patient_id="P")
-    with pytest.raises(StoreError) as caught:
+    with pytest.raises(SiteError) as caught:
         built(tmp_path, record, pseudonym_key=b"")
     assert caught.value.reason == "pseudonym_key_invalid"
 
