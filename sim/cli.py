@@ -168,11 +168,28 @@ def phantoms(
     patients: Annotated[int, typer.Option(min=1, help="Patients of each hospital.")] = 60,
     image_size: Annotated[int, typer.Option(min=32, max=1024, help="Longer side in pixels.")] = 256,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_dicom: Annotated[
+        bool, typer.Option("--dicom", help="DICOM files with labels.csv, one folder a hospital, for multimix-site.")
+    ] = False,
 ) -> None:
-    """Draw synthetic chest radiographs with lung masks, as a folder that --data takes."""
+    """Draw synthetic chest radiographs with lung masks, as a folder that --data takes, or as DICOM files."""
     with _explained():
-        from multimix.data.phantom import write_phantoms  # noqa: PLC0415  (scipy)
+        from multimix.data.phantom import default_hospitals, write_phantoms  # noqa: PLC0415  (scipy)
 
+        if as_dicom:
+            from multimix.data.phantom_dicom import write_phantom_dicoms  # noqa: PLC0415  (pydicom)
+
+            for index, hospital in enumerate(default_hospitals(hospitals, seed)):
+                write_phantom_dicoms(
+                    out / hospital.name,
+                    patients=patients,
+                    image_size=image_size,
+                    seed=seed + index,
+                    hospital=hospital,
+                    with_masks=True,
+                )
+            typer.echo(f"{hospitals * patients} synthetic phantoms, a folder and a labels.csv for each hospital: {out}")
+            return
         manifest = write_phantoms(out, hospitals=hospitals, patients=patients, image_size=image_size, seed=seed)
     typer.echo(f"{hospitals * patients} synthetic phantoms: {manifest}")
 

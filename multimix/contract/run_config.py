@@ -57,7 +57,7 @@ class RunConfig(Frozen):
     pictures: Annotated[int, Field(ge=0, le=64)] = 4  # sample predictions a site may show, where its policy lets it
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # The data of a simulation
-    data: str = ""  # a folder with manifest.csv; "" draws synthetic phantoms
+    data: str = ""  # a folder with manifest.csv, or of site folders; "" draws synthetic phantoms
     site_column: str = "source"
     hold_out: str = ""  # hospitals never trained on, comma-separated
     labels: str = ""  # label budget: "200" at most for each site, "200,jsrt=40" with exact exceptions, "" all

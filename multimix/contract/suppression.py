@@ -39,13 +39,14 @@ from multimix.contract.statistics import (
 def hide_small_cells(cells: Mapping[str, int], minimum: int) -> tuple[dict[str, int], tuple[str, ...]]:
     """Return a table of people, its total public, with small cells hidden (as 0), and the names of those hidden.
 
-    Cells of 1 to minimum - 1 are hidden. As their sum follows from the total, the smallest others are hidden with
-    them until at least two are hidden that together hold the minimum (complementary suppression).
+    Cells of 1 to minimum - 1 are hidden. As their sum follows from the total, the smallest of the large cells is
+    hidden with them, and all that equal it: exchanging the counts of two hidden cells then changes nothing that is
+    published, and nobody can tell the small one (complementary suppression). Without a large cell all is hidden.
     """
-    hidden = [name for name, count in cells.items() if not _safe(count, minimum)]
-    others = sorted((name for name in cells if name not in hidden and cells[name]), key=lambda name: cells[name])
-    while hidden and others and (len(hidden) == 1 or sum(cells[name] for name in hidden) < minimum):
-        hidden.append(others.pop(0))
+    hidden = {name for name, count in cells.items() if not _safe(count, minimum)}
+    if hidden:
+        smallest = min((count for count in cells.values() if count >= minimum), default=None)
+        hidden |= {name for name, count in cells.items() if smallest is None or count == smallest}
     return {name: 0 if name in hidden else count for name, count in cells.items()}, tuple(sorted(hidden))
 
 

@@ -103,18 +103,19 @@ def _fitted(dataset: Dataset, pseudonyms: Pseudonyms, preprocessing: Preprocessi
     stored, flags = true_values(decoded(dataset), dataset)
     inverse = text(dataset, "PhotometricInterpretation").upper() == "MONOCHROME1"
     geometry = geometry_of(preprocessing, width=stored.shape[1], height=stored.shape[0])
-    fitted = _scaled(_modality(stored, dataset), _padding(stored, dataset), geometry, inverse=inverse)
-    lut = dataset.get("ModalityLUTSequence")
-    lut_bytes = bytes(lut[0].get("LUTData", b"")) if lut and isinstance(lut[0].get("LUTData"), bytes) else b""
-    identity = f"{stored.shape} {stored.dtype.kind} {inverse} {dataset.get('RescaleSlope', 1)}".encode()
-    content = pseudonyms.content(identity, lut_bytes, _little(stored).tobytes())
+    values = _modality(stored, dataset)
+    fitted = _scaled(values, _padding(stored, dataset), geometry, inverse=inverse)
+    hashed = values.astype(np.uint16) if dataset.get("ModalityLUTSequence") else stored
+    identity = f"{hashed.shape} {hashed.dtype.kind} {inverse} {-1 if _descends(dataset) else 1}".encode()
+    content = pseudonyms.content(identity, b"", _little(hashed).tobytes())
     return Fitted(place(fitted, geometry, preprocessing.image_size), geometry, content, flags)
 
 
 def _little(stored: Values) -> Values:
     """Return values of one width and byte order, so that equal images hash alike whatever file they came in."""
-    kind = np.dtype("<i4") if stored.dtype.kind == "i" else np.dtype("<u2")
-    return np.ascontiguousarray(stored, stored.dtype if stored.dtype.itemsize == 1 else kind)
+    signed = stored.dtype.kind == "i"
+    kind = np.dtype(np.int32) if signed else np.min_scalar_type(int(stored.max()))
+    return np.ascontiguousarray(stored, kind.newbyteorder("<"))
 
 
 def decoded(dataset: Dataset) -> Values:
@@ -152,8 +153,12 @@ def true_values(stored: Values, dataset: Dataset) -> tuple[Values, tuple[str, ..
     low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
     if low <= int(stored.min()) and int(stored.max()) <= high:
         return stored, ()
-    if not signed and any(dataset[tag].value for tag in _OVERLAY_BIT_POSITIONS if tag in dataset):
-        return stored & high, ()
+    planes = sum(1 << int(dataset[tag].value or 0) >> shift for tag in _OVERLAY_BIT_POSITIONS if tag in dataset)
+    above = int(np.bitwise_or.reduce(stored, axis=None)) >> bits << bits
+    if planes > 1 and (signed or not above & ~planes):
+        stored = stored & ((1 << bits) - 1)
+        if not signed:
+            return stored, ()
     if signed and int(stored.min()) >= 0 and int(stored.max()) < 1 << bits:
         return ((stored.astype(np.int32) ^ (1 << (bits - 1))) - (1 << (bits - 1))), ()  # sign not extended
     return stored, ("bits_stored_wrong",)
@@ -162,9 +167,12 @@ def true_values(stored: Values, dataset: Dataset) -> tuple[Values, tuple[str, ..
 def _modality(stored: Values, dataset: Dataset) -> Values:
     if dataset.get("ModalityLUTSequence"):
         return np.asarray(apply_modality_lut(stored, dataset), np.float32)
-    slope = float(dataset.get("RescaleSlope") or 1)
     values = stored.astype(np.float32)
-    return -values if slope < 0 else values  # percentiles undo any other slope and intercept
+    return -values if _descends(dataset) else values  # percentiles undo any other slope and intercept
+
+
+def _descends(dataset: Dataset) -> bool:
+    return not dataset.get("ModalityLUTSequence") and float(dataset.get("RescaleSlope") or 1) < 0
 
 
 def _padding(stored: Values, dataset: Dataset) -> npt.NDArray[np.bool_] | None:
@@ -172,10 +180,9 @@ def _padding(stored: Values, dataset: Dataset) -> npt.NDArray[np.bool_] | None:
     first = dataset.get("PixelPaddingValue")
     if first is None:
         return None
-    bits = 8 * stored.dtype.itemsize
-    ends = [int(first), int(dataset.get("PixelPaddingRangeLimit", first))]
-    if stored.dtype.kind == "u":
-        ends = [end % (1 << bits) for end in ends]  # written as signed by some
+    last = dataset.get("PixelPaddingRangeLimit")
+    kind = stored.dtype
+    ends = [int(np.int64(end).astype(kind)) for end in (first, first if last is None else last)]  # sign as some write it
     padding: npt.NDArray[np.bool_] = (stored >= min(ends)) & (stored <= max(ends))
     return padding if padding.any() else None
 

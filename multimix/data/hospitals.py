@@ -32,7 +32,7 @@ from multimix.data.sampling import (
     parse_budget,
     site_budgets,
 )
-from multimix.data.store import Store, open_store
+from multimix.data.store import CURRENT, Store, open_store
 from multimix.data.store_writer import build_store
 from multimix.errors import ManifestError, RunConfigError, StoreError
 from multimix.randomness import derive_seed, stream
@@ -57,7 +57,7 @@ class FederationData(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    data: Path | None = Field(default=None, description="Manifest, or the folder of manifest.csv; None: phantoms.")
+    data: Path | None = Field(default=None, description="Manifest, its folder, or a folder of site folders.")
     phantom_hospitals: int = Field(default=3, ge=1)
     phantom_patients: int = Field(default=60, ge=1)
     site_column: str = Field(default="source", description="The column that names the hospital: source or site.")
@@ -118,8 +118,7 @@ def hospitals(config: FederationData, *, cache: Path, progress: Progress | None 
     """
     if config.site_column not in SITE_COLUMNS:
         raise _unknown("site_column_unknown", "site_column", config.site_column, SITE_COLUMNS)
-    store = _cached_store(config, cache, progress)
-    everyone = _by_name(config, store)
+    everyone = _site_folders(config) or _by_name(config, _cached_store(config, cache, progress))
     for name in config.hold_out:
         if name not in everyone:
             raise _unknown("hospital_unknown", "hold_out", name, everyone)
@@ -127,10 +126,10 @@ def hospitals(config: FederationData, *, cache: Path, progress: Progress | None 
     trainers = [hospital for name, hospital in everyone.items() if name not in config.hold_out]
     if not trainers:
         raise RunConfigError("no_hospital_trains", "hold_out names every hospital. Leave at least one to train.")
-    conventions = _conventions(config, store, trainers, held_out)
+    conventions = _conventions(config, trainers, held_out)
     if config.dirichlet_sites:
-        trainers = _dirichlet(config, store, trainers)
-    trainers = _with_budgets(config, store, [replace(each, conventions=conventions) for each in trainers])
+        trainers = _dirichlet(config, trainers)
+    trainers = _with_budgets(config, [replace(each, conventions=conventions) for each in trainers])
     tests = [replace(each, role="held-out", conventions=conventions) for each in held_out]
     clashes = {each.name for each in trainers} & {each.name for each in tests}
     if clashes:
@@ -142,20 +141,41 @@ def _unknown(reason: str, key: str, value: str, known: Iterable[str]) -> RunConf
     return RunConfigError(reason, f"{key}: {value!r} is not known. Choose from: {', '.join(sorted(known))}.")
 
 
+def _site_folders(config: FederationData) -> dict[str, Hospital]:
+    """Return the hospitals of a folder of site folders, each with the store that its own intake made; else none."""
+    if config.data is None or not config.data.is_dir() or (config.data / "manifest.csv").exists():
+        return {}
+    found = {}
+    for folder in sorted(config.data.iterdir()):
+        if (folder / "store" / CURRENT).is_symlink():
+            store = open_store(folder / "store")
+            if store.image_size != config.image_size:
+                raise RunConfigError(
+                    "image_size",
+                    f"image-size is {config.image_size}, but the images at {folder.name} were taken in at "
+                    f"{store.image_size}. Set image-size to that.",
+                )
+            name = _plain(folder.name) or "site"
+            found[name] = _hospital(name, store, np.arange(len(store)), config.seed)
+    return found
+
+
+def _hospital(name: str, store: Store, rows: Rows, seed: int) -> Hospital:
+    return Hospital(
+        name=name, role="train", store_path=store.path, rows=rows, budget=Budget(), conventions=None, seed=seed
+    )
+
+
 def _by_name(config: FederationData, store: Store) -> dict[str, Hospital]:
     names = store.source if config.site_column == "source" else _site_names(store)
     return {
-        name: Hospital(
-            name=name,
-            role="train",
-            store_path=store.path,
-            rows=np.flatnonzero(names == name),
-            budget=Budget(),
-            conventions=None,
-            seed=config.seed,
-        )
-        for name in np.unique(names).tolist()
+        name: _hospital(name, store, np.flatnonzero(names == name), config.seed) for name in np.unique(names).tolist()
     }
+
+
+def _plain(name: str) -> str:
+    """Return a name that can travel."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:_LONGEST_NAME]
 
 
 def _site_names(store: Store) -> npt.NDArray[np.str_]:
@@ -163,8 +183,7 @@ def _site_names(store: Store) -> npt.NDArray[np.str_]:
 
     Images without a site, and those of sites with fewer than 10 patients, make one hospital for each source.
     """
-    plain = [re.sub(r"[^A-Za-z0-9._-]+", "-", site).strip("-._")[:_LONGEST_NAME] for site in store.site.tolist()]
-    names = np.array(plain)
+    names = np.array([_plain(site) for site in store.site.tolist()])
     for name in np.unique(names).tolist():
         rows = names == name
         if not name or len(np.unique(store.patient[rows])) < SMALLEST_SITE:
@@ -242,12 +261,12 @@ def _cache_key(manifest: Path, records: Sequence[Record], preprocessing: Preproc
 
 
 def _conventions(
-    config: FederationData, store: Store, trainers: Sequence[Hospital], held_out: Sequence[Hospital]
+    config: FederationData, trainers: Sequence[Hospital], held_out: Sequence[Hospital]
 ) -> frozenset[str] | None:
     """Return the mask conventions to train on: the test's if it can be trained, else the most frequent."""
     if config.mask_convention == "all":
         return None
-    training = _mask_counts(store, trainers)
+    training = _mask_counts(trainers)
     if config.mask_convention != "auto":
         if config.mask_convention not in training:
             raise _unknown(
@@ -257,19 +276,23 @@ def _conventions(
                 [*training, "all", "auto"],
             )
         return frozenset({config.mask_convention})
-    tested = _mask_counts(store, held_out)
+    tested = _mask_counts(held_out)
     if len(tested) == 1 and tested.keys() <= training.keys():
         return frozenset(tested)
     return frozenset({min(training, key=lambda name: (-training[name], name))}) if training else None
 
 
-def _mask_counts(store: Store, some: Sequence[Hospital]) -> Counter[str]:
-    rows = [hospital.rows[store.mask_row[hospital.rows] >= 0] for hospital in some]
-    return Counter(name for each in rows for name in store.convention[each].tolist())
+def _mask_counts(some: Sequence[Hospital]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for hospital in some:
+        store = hospital.store()
+        counts.update(store.convention[hospital.rows[store.mask_row[hospital.rows] >= 0]].tolist())
+    return counts
 
 
-def _with_budgets(config: FederationData, store: Store, trainers: Sequence[Hospital]) -> list[Hospital]:
-    train = {hospital.name: hospital.evaluation_rows(store, "train") for hospital in trainers}
+def _with_budgets(config: FederationData, trainers: Sequence[Hospital]) -> list[Hospital]:
+    stores = {each.name: each.store() for each in trainers}
+    train = {each.name: each.evaluation_rows(stores[each.name], "train") for each in trainers}
     empty = sorted(name for name, rows in train.items() if not len(rows))
     if empty:
         raise ManifestError(
@@ -277,8 +300,8 @@ def _with_budgets(config: FederationData, store: Store, trainers: Sequence[Hospi
             f"No training image at {', '.join(empty)}. Hold such hospitals out, or give them a train split.",
         )
     accepted = trainers[0].conventions
-    labels = {name: len(label_rows(store, rows)) for name, rows in train.items()}
-    masks = {name: len(mask_rows(store, rows, accepted)) for name, rows in train.items()}
+    labels = {name: len(label_rows(stores[name], rows)) for name, rows in train.items()}
+    masks = {name: len(mask_rows(stores[name], rows, accepted)) for name, rows in train.items()}
     label_budgets = site_budgets("labels", config.labels, labels)
     mask_budgets = site_budgets("masks", config.masks, masks)
     return [
@@ -287,11 +310,14 @@ def _with_budgets(config: FederationData, store: Store, trainers: Sequence[Hospi
     ]
 
 
-def _dirichlet(config: FederationData, store: Store, trainers: Sequence[Hospital]) -> list[Hospital]:
+def _dirichlet(config: FederationData, trainers: Sequence[Hospital]) -> list[Hospital]:
     """Deal the pooled train patients to simulated sites with label-skewed shares; split each site anew.
 
     Per label the sites' shares are one draw of a symmetric Dirichlet (Hsu et al. 2019, arXiv:1909.06335).
     """
+    if len({each.store_path for each in trainers}) > 1:
+        raise RunConfigError("dirichlet_sites", "Site folders cannot be dealt anew. Leave dirichlet-sites at 0.")
+    store = trainers[0].store()
     rows = np.sort(np.concatenate([hospital.evaluation_rows(store, "train") for hospital in trainers]))
     people, first = np.unique(store.patient[rows], return_index=True)
     count = config.dirichlet_sites

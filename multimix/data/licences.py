@@ -6,8 +6,13 @@ from multimix.data.manifest import read_manifest
 
 
 def licences_by_source(data: Path, column: str) -> dict[str, tuple[str, ...]]:
-    """Return the distinct licences named in a manifest, by the column that makes the hospitals."""
+    """Return the distinct licences named in a manifest, by the column that makes the hospitals.
+
+    Site folders name none: a hospital's own images carry no licence.
+    """
     manifest = data / "manifest.csv" if data.is_dir() else data
+    if data.is_dir() and not manifest.exists():
+        return {}
     found: dict[str, set[str]] = {}
     for record in read_manifest(manifest):
         if record.licence:

@@ -38,7 +38,7 @@ class Pseudonyms:
 
     def fraction(self, purpose: str, *parts: str) -> float:
         """Return a number in [0, 1) that only the secret and the parts decide."""
-        return int.from_bytes(self._digest(purpose, parts)[:7], "big") / 2**56
+        return (int.from_bytes(self._digest(purpose, parts)[:7], "big") >> 3) / 2**53  # of 56 bits some round to 1
 
     def content(self, *parts: bytes) -> str:
         """Return the keyed hash of contents, faster than HMAC for megabytes (keyed BLAKE2b)."""

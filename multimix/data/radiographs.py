@@ -97,12 +97,13 @@ VIEW_CODES: Final[dict[str, View]] = {
     "399348003": "AP",
     "R-10206": "AP",
     "272479007": "PA",
+    "399066004": "PA",
     "R-10214": "PA",
     "R-40888": "PA",
     "399033003": "frontal",
     "R-10202": "frontal",
 }
-UNKNOWN_VIEW: Final = "261665006"  # PS3.16 CID 4010 wants a code even where nobody knows
+UNKNOWN_VIEWS: Final = frozenset({"261665006", "R-41198"})  # a code is wanted even where nobody knows
 LATERAL_CODES: Final = frozenset(
     {"399067008", "399173006", "399198007", "49370004", "30730003", "R-102CD", "R-10236", "R-10232"}
 )
@@ -196,7 +197,7 @@ def _region(header: Header) -> Literal["chest", "other", ""]:
 
 def _view(header: Header) -> View | Literal["lateral", "other", ""]:
     """Return the view: the coded one, else the named one; orientation and description can only rule one out."""
-    codes = frozenset(header.view_codes) - {UNKNOWN_VIEW}
+    codes = frozenset(header.view_codes) - UNKNOWN_VIEWS
     if codes:
         return _coded_view(codes)
     if header.view:
