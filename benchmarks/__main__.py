@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import site, step, store
+from benchmarks import intake, site, step, store
 
 RESULTS = Path(__file__).parent / "results.json"
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +31,7 @@ BENCHMARKS: dict[str, Callable[[], float | dict[str, float]]] = {
     "store_images_per_s": store.store_images_per_s,
     "site_100k_rss_gib": site.site_100k_rss_gib,
     "run_overhead_fraction": lambda: site.run_overhead_fraction(data_folder()),
+    "intake": intake.figures,
     "make_run_s": make_run_s,
 }
 
