@@ -67,4 +67,14 @@ JOIN: Final = {
     "mask_unusable": Reason("masks named in a labels file that could not be used", "see the reasons above"),
     "mask_size_differs": Reason("masks whose size is not their image's", "export them at the size of the image"),
 }
+FLAGS: Final = {
+    "looks_inverted": Reason("bone is dark and air is bright", "correct the photometric interpretation at the source"),
+    "looks_rotated": Reason("turned by a quarter or half turn", "turn it at the source and purge this one"),
+    "mostly_black": Reason(
+        "hardly anything but black, or few grey levels", "see whether the exposure or the export failed"
+    ),
+    "text_heavy": Reason("text in the pixels, which may name a patient", "read it; purge the patient if it names one"),
+    "bits_stored_wrong": Reason("more bits than the header says; the pixels were believed", "tell who runs the device"),
+    "bits_stored_invalid": Reason("an impossible number of bits in the header", "tell who runs the device"),
+}
 REASONS: Final = REVIEW | ASIDE | TRANSIENT | JOIN

@@ -6,7 +6,7 @@ from typing import Final
 
 from client.intake.generation import Join, join
 from client.intake.journal import Image, Journal
-from client.intake.reasons import JOIN
+from client.intake.reasons import FLAGS, JOIN, Reason
 from client.preflight.lines import Line, Status
 from client.preflight.machine import decoders
 from client.settings import SiteFolder
@@ -15,14 +15,6 @@ from multimix.errors import SiteError
 
 MANY_IMAGES: Final = 50  # of one patient: more likely a placeholder for several
 WRONG_SHARE: Final = 0.02  # of images that look wrong: the check's own false alarms stay below
-_LOOKS: Final = {
-    "looks_inverted": "look inverted (bone dark)",
-    "looks_rotated": "look rotated",
-    "mostly_black": "are mostly black or flat",
-    "text_heavy": "carry much text, which may name a patient",
-    "bits_stored_wrong": "hold more bits than their header says; the pixels were believed, not the header",
-    "bits_stored_invalid": "have an impossible number of bits in their header",
-}
 
 
 def data_lines(site: SiteFolder, journal: Journal) -> Iterator[Line]:
@@ -129,8 +121,9 @@ def _looks(images: Sequence[Image]) -> Iterator[Line]:
         share = count / len(images)
         status: Status = "FAIL" if flag == "looks_inverted" and share > 0.5 else "WARN"  # noqa: PLR2004
         often = "" if share > WRONG_SHARE else ", as few as false alarms can be"
-        finding = f"{count} of {len(images)} images {_LOOKS.get(flag, flag)}{often}."
-        yield Line("appearance", status, finding, "Look at them: multimix-site page; purge or correct at the source.")
+        known = FLAGS.get(flag, Reason(flag, "look at them"))
+        finding = f"{count} of {len(images)} images: {known.meaning}{often}."
+        yield Line("appearance", status, finding, f"Look at them (multimix-site page); {known.remedy}.")
 
 
 def _crowds(found: Join) -> Line:

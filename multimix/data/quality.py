@@ -1,4 +1,35 @@
-"""Images that look wrong, for the site's preflight check: inverted, rotated, mostly black, full of text."""
+"""Images that look wrong, for the site's preflight check: inverted, rotated, mostly black, full of text.
+
+Runs on every image at intake: 0.6 to 1 ms at 256 pixels and 2 to 3 ms at 512 on one core. A flag asks a person to
+look; nothing is corrected or refused here.
+
+Orientation: the content, less its empty borders, is reduced, its grey levels are replaced by ranks, and ten
+coefficients of its cosine transform are weighed: those even from left to right, so that the heart's side (and a
+mirror image) does not count. A quarter turn transposes them and an inversion changes their signs, so one
+transform scores all eight ways the film can lie; their softmax must prefer another way by e^2 to raise a flag.
+The ten weights maximise the softmax likelihood (ridge 1e-3, every source weighing the same) on 60 phantoms and
+1,306 public radiographs: those of the six sources below whose `source/patient_id` has a BLAKE2b hash with an
+even first byte. The other thresholds were chosen on these too.
+
+Text: strokes within 40 grey levels of the brightest pixel, counted where both directions occur close together.
+
+Measured on the other half of the patients (1,276 images fitted to 256 pixels, each transformed inside its content):
+
+    per cent                        cohen   jsrt  kermany  montgomery  nih14  shenzhen    all
+    inverted or rotated, falsely      1.6    0.0      0.0         0.0    0.0       0.0    0.2
+    inverted, found                  89.8   99.2     99.4       100.0   97.8     100.0   98.1
+    turned by 90, found              93.8  100.0     98.7       100.0   99.4     100.0   98.9
+    turned by 180, found             93.0  100.0     95.2       100.0   98.1     100.0   97.6
+    turned by 270, found             93.0   99.2     99.4       100.0   98.9     100.0   98.7
+    text-heavy, falsely               0.8    0.0      0.0         0.0    0.0       0.0    0.1
+    10-pixel text, found             99.2   96.9     99.7        82.7   99.4      99.7   98.6
+    14-pixel text, found             98.4   96.2    100.0       100.0   99.7     100.0   99.4
+    mostly black, falsely             0.0    0.0      0.0         0.0    0.0       0.0    0.0
+
+Text was 3 to 7 lines of grey 255 in Pillow's default font over 3 to 10 % of the content, anywhere on it. At 64,
+128 and 512 pixels the rates are alike. Text that was burned in before a film was reduced is found less often
+(32 pixels high at 512, reduced to 256: 94 %; 20 pixels: 62 %), and black letters on white are not looked for.
+"""
 
 from dataclasses import dataclass
 from typing import Final
@@ -21,10 +52,14 @@ NEAR_ZERO: Final = 10
 """Grey levels up to this one count as black."""
 BLACK_SHARE: Final = 0.8
 FLAT_LEVELS: Final = 16
+"""Fewer grey levels than these are no picture."""
 
 REDUCED: Final = 32
+"""Side in pixels to which the content is squeezed for its orientation."""
 TRIM_CONTRAST: Final = 0.1
+"""A row or column with less contrast than this share of the film's is empty."""
 MINIMUM_SIDE: Final = 16
+"""Pixels below which a content is a strip without an orientation."""
 WAVES: Final = 5
 WEIGHTS: Final = np.array(
     [
@@ -35,14 +70,22 @@ WEIGHTS: Final = np.array(
         [-17, 0, -46, 0, 36],
     ]
 )
+"""How much each wave says that the film is upright; the module's docstring says how they were fitted."""
 LOG_ODDS: Final = 2.0
+"""Evidence against an upright film of right polarity from which a flag is raised, nats."""
 
 STROKE_CONTRAST: Final = 14
+"""Grey levels by which a stroke exceeds both its sides."""
 SATURATED_WITHIN: Final = 40
+"""Grey levels below the brightest pixel down to which a stroke may be of a character."""
 CELL: Final = 16
+"""Side in pixels of the cells in which strokes of both directions must meet."""
 CELL_STROKES: Final = 3
+"""Stroke pixels of each direction below which a cell counts as none."""
 LARGE_SIZE: Final = 384
+"""From this image size on, strokes are up to three pixels wide rather than one."""
 TEXT_LENGTH: Final = 0.15
+"""Share of stroke pixels above which there is much text, times image size and divided by `reach`."""
 
 
 @dataclass(frozen=True)
