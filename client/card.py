@@ -20,6 +20,7 @@ from multimix.network import CLASSES
 
 SIDES: Final = (512, 1024, 2048)  # pixels of the longer side: edges of its histogram
 BRIGHTNESS_BINS: Final = 8
+VIEWS: Final = frozenset({"PA", "AP", "frontal", "unknown"})
 IMAGES_EDGES: Final = (2, 4, 10)  # images of a patient: edges of their histogram
 
 
@@ -45,7 +46,7 @@ def site_card(hospital: Hospital, store: Store, policy: SitePolicy, *, device: s
         synthetic=synthetic,
         device=device,
         image_size=store.image_size,
-        images=len(hospital.rows),
+        images=_images(len(hospital.rows), everyone, minimum),
         patients=everyone,
         training_patients=training,
         labelled_patients=ClassCounts(**labelled),
@@ -57,6 +58,11 @@ def site_card(hospital: Hospital, store: Store, policy: SitePolicy, *, device: s
         data_fingerprint=store.fingerprint,
         software={"python": platform.python_version(), "torch": version("torch"), "flwr": version("flwr")},
     )
+
+
+def _images(images: int, everyone: int, minimum: int) -> int:
+    """Return the images, or the patients if the difference would count the few who have several images."""
+    return everyone if images - everyone < minimum else images
 
 
 def _pools(hospital: Hospital, store: Store, convention: str | None) -> Pools:
@@ -126,7 +132,10 @@ def _histograms(hospital: Hospital, store: Store, minimum: int) -> tuple[dict[st
 
 def _views(views: npt.NDArray[np.str_], group: npt.NDArray[np.int64], count: int) -> dict[str, int]:
     """Return the patients of each view; with several views a patient is `mixed`. `group` numbers the patients."""
-    names, codes = np.unique(np.where(views == "", "unknown", views), return_inverse=True)
+    # A manifest may say anything here, and this leaves the site.
+    first = [(view.split() or ["unknown"])[0] for view in views.tolist()]
+    known = [view if view in VIEWS else "other" for view in first]
+    names, codes = np.unique(known, return_inverse=True)
     lowest, highest = np.full(count, len(names)), np.full(count, -1)
     np.minimum.at(lowest, group, codes)
     np.maximum.at(highest, group, codes)

@@ -15,9 +15,9 @@ import typer
 from client.console import counting, discreet, err, figures, out, table
 from client.intake.examine import Item
 from client.intake.generation import write_generation
-from client.intake.journal import Label, open_journal
+from client.intake.journal import Label, locked, open_journal
 from client.intake.labels import read_labels
-from client.intake.purge import Proof, finish_purge, purge_everything, remove_patient, search
+from client.intake.purge import Proof, finish_purge, purge_everything, remove_pages, remove_patient, search
 from client.intake.reasons import REASONS
 from client.intake.review import Queue, resolve_ids
 from client.intake.run import Summary, take_in
@@ -218,13 +218,15 @@ def list_queue(context: typer.Context, site: SiteOption = HERE, as_json: JsonOpt
 @review.command()
 def accept(
     images: Annotated[list[str] | None, typer.Argument(help="Names as `review` lists them.")] = None,
-    view: Annotated[str, typer.Option(help="PA, AP, or frontal if nobody knows which.")] = "frontal",
+    view: Annotated[
+        str | None, typer.Option(help="PA, AP or frontal; without it what the file says, else frontal.")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All that wait.")] = False,
     site: SiteOption = HERE,
 ) -> None:
     """Accept images as frontal chest radiographs; the store gets a new generation."""
     with discreet():
-        if view not in {"PA", "AP", "frontal"}:
+        if view not in {None, "PA", "AP", "frontal"}:
             raise SiteError("view_unknown", "--view is PA, AP or frontal.")
         _decide(site, images, everything=everything, decision="accept", view=view)
 
@@ -245,7 +247,8 @@ def _decide(path: Path, names: list[str] | None, *, everything: bool, decision: 
     with open_journal(folder.intake, folder.settings.preprocessing) as journal:
         finish_purge(folder, journal)
         chosen = resolve_ids(Queue.of(journal), names or [], everything=everything)
-        journal.decide([image.id for image in chosen], decision, view)
+        for image in chosen:
+            journal.decide([image.id], decision, view or image.view or "frontal")
         if decision == "rejected":
             for image in chosen:
                 journal.images.blank(image.record)
@@ -279,9 +282,9 @@ def purge(
         if everything:
             if not yes:
                 typer.confirm("Remove all images, the journal and the secret of this site?", abort=True, err=True)
-            with open_journal(folder.intake, folder.settings.preprocessing):
+            with locked(folder.intake):  # not the journal: it may be damaged
                 count = purge_everything(folder)
-            figures({"files_removed": count})
+            typer.echo(json.dumps({"files_removed": count})) if as_json else figures({"files_removed": count})
             return
         proof = purge_patient(folder, _asked(), issuer)
         typer.echo(proof.as_json()) if as_json else figures(asdict(proof) | {"holds": str(proof.holds)})
@@ -308,6 +311,5 @@ def purge_patient(site: SiteFolder, patient_id: str, issuer: str = "") -> Proof:
         gone = remove_patient(journal, pseudonyms, patient_key(pseudonyms, patient_id, issuer))
     with open_journal(site.intake, site.settings.preprocessing) as journal:
         finish_purge(site, journal)
-    for page in ("review.png", "site.html"):
-        (site.path / page).unlink(missing_ok=True)  # they may show the patient
+    remove_pages(site)
     return search(site, gone)

@@ -54,7 +54,7 @@ def join(
     by_image = {mask.image_uid: mask for mask in masks.values() if mask.image_uid}
     problems: Counter[str] = Counter()
     splits = _splits(images, told, pseudonyms)
-    shared = Counter(row.mask_key for image in images for row in told.of(image) if row.mask_key)
+    shared = Counter(key for image in images for key in {row.mask_key for row in told.of(image)})
     entries = []
     for image in images:
         rows = told.of(image)
@@ -64,8 +64,8 @@ def join(
             mask, convention = masks.get(named.mask_key), named.mask_convention or mask_convention
             if shared[named.mask_key] > 1:
                 mask, problems["mask_ambiguous"] = None, problems["mask_ambiguous"] + 1
-            elif mask is None:
-                problems["mask_unusable"] += 1
+            elif mask is None or mask.image_uid not in {"", image.uid}:
+                mask, problems["mask_unusable"] = None, problems["mask_unusable"] + 1
         if mask is not None and (mask.width, mask.height) != image.geometry[:2]:
             mask, problems["mask_size_differs"] = None, problems["mask_size_differs"] + 1
         entries.append(
@@ -140,7 +140,9 @@ def publish(journal: Journal, store: Path, found: Join, preprocessing: Preproces
 
     Readable by this user only, or by the given group too.
     """
-    digest = hashlib.sha256(json.dumps([journal.pool.name, preprocessing.version, found.entries]).encode()).hexdigest()
+    digest = hashlib.sha256(
+        json.dumps([journal.pool.name, preprocessing.version, group, found.entries]).encode()
+    ).hexdigest()
     number = int(journal.meta("generation") or 0)
     if journal.meta("published") == digest and current(store) == number:
         _remove_old(store, number)

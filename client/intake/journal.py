@@ -149,6 +149,10 @@ class Journal:
             known = self.index.execute(query, (found.file_hash,)).fetchone()
             self.index.execute("INSERT INTO files VALUES (?, ?)", (key, known[0]))
             return "unchanged"
+        twin = self._same_mask(found)
+        if twin is not None:
+            self.index.execute("INSERT INTO files VALUES (?, ?)", (key, twin))
+            return "duplicate_mask"
         reason = self._refusal(found, tombstones) if found.kind != "nothing" else found.reason
         kept = found.kind != "nothing" and not reason
         item = self._insert_kept(found) if kept else self._insert_aside(found, reason)
@@ -161,6 +165,14 @@ class Journal:
         if row is not None:
             query = "DELETE FROM items WHERE id = ? AND kind = 'nothing' AND id NOT IN (SELECT item FROM files)"
             self.index.execute(query, row)
+
+    def _same_mask(self, found: "Examined") -> int | None:
+        """Return the mask that is this very one, of those that only labels join to images."""
+        if found.kind != "mask" or found.keys.uid or found.geometry is None:
+            return None
+        query = "SELECT id FROM items WHERE kind = 'mask' AND uid = '' AND content = ? AND width = ? AND height = ?"
+        row = self.index.execute(query, (found.content, *found.geometry[:2])).fetchone()
+        return None if row is None else int(row[0])
 
     def _refusal(self, found: "Examined", tombstones: Sequence[str]) -> str:
         """Return why an image or mask is not kept beside those there are, or ""."""

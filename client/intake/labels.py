@@ -47,7 +47,7 @@ def read_labels(path: Path, pseudonyms: Pseudonyms, *, label_map: Mapping[str, L
         SiteError: with a reason code for each mistake; it names row and column and quotes nothing.
     """
     masks: dict[str, Path] = {}
-    labels = []
+    labels, numbers = [], []
     folder = path.parent.resolve()
     for row, cells in _rows(path):
         mask_key = ""
@@ -56,9 +56,10 @@ def read_labels(path: Path, pseudonyms: Pseudonyms, *, label_map: Mapping[str, L
             mask_key = file_key(pseudonyms, file)
             masks[mask_key] = file
         labels.append(_label(row, cells, pseudonyms, label_map, mask_key))
+        numbers.append(row)
     if not labels:
         raise SiteError("labels_empty", "The labels file has no row below its header. Add one a patient or image.")
-    _check_agreement(labels)
+    _check_agreement(labels, numbers)
     return LabelsFile(tuple(labels), tuple(masks.items()))
 
 
@@ -128,19 +129,19 @@ def _label(
     )
 
 
-def _check_agreement(labels: list[Label]) -> None:
+def _check_agreement(labels: list[Label], numbers: list[int]) -> None:
     """Refuse two rows of one key that say different things."""
     said: dict[tuple[str, str, str], int] = {}
-    for number, label in enumerate(labels, start=2):
-        first = said.setdefault(label[:3], number)
-        other = labels[first - 2]
-        for column in ("label", "split", "mask_key"):
+    for index, label in enumerate(labels):
+        first = said.setdefault(label[:3], index)
+        other = labels[first]
+        for column in ("label", "split", "mask_key", "mask_convention"):
             values = {getattr(label, column), getattr(other, column)} - {""}
             if len(values) > 1:
                 raise label_error(
                     f"{column.removesuffix('_key')}_conflict",
-                    number,
+                    numbers[index],
                     column.removesuffix("_key"),
-                    f"says otherwise than row {first} of the same key",
+                    f"says otherwise than row {numbers[first]} of the same key",
                     "Keep one of the rows.",
                 )

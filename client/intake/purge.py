@@ -24,7 +24,7 @@ from multimix.data.store import IMAGES, MASKS
 from multimix.data.store_writer import fsync
 from multimix.errors import SiteError
 
-_SEARCH_BYTES: Final = 1 << 20
+PAGES: Final = ("review.png", "site.html")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Removal:
 
     texts: tuple[bytes, ...]
     images: tuple[bytes, ...]
-    masks: tuple[bytes, ...]
+    masks: tuple[bytes, ...]  # without those that equal a mask of another patient
+    mask_count: int
 
 
 def remove_patient(journal: Journal, pseudonyms: Pseudonyms, patient: str) -> Removal:
@@ -70,11 +71,13 @@ def remove_patient(journal: Journal, pseudonyms: Pseudonyms, patient: str) -> Re
     images = [image for image in journal.kept_images() if image.patient == patient]
     if not images:
         raise SiteError("patient_unknown", "This site has no image of such a patient. Check the number and its issuer.")
-    masks = _masks_of(journal, images)
+    names = _keys_of(journal, images, patient)
+    masks = _masks_of(journal, images, names)
     gone = Removal(
-        texts=tuple(sorted({text.encode() for image in images for text in _names(image)})),
+        texts=tuple(sorted(text.encode() for text in names | {image.content for image in images})),
         images=tuple(journal.images.read(image.record) for image in images),
-        masks=tuple(journal.masks.read(mask.record) for mask in masks),
+        masks=_only_of(journal, masks),
+        mask_count=len(masks),
     )
     index = journal.index
     ids = [(image.id,) for image in images]
@@ -84,25 +87,40 @@ def remove_patient(journal: Journal, pseudonyms: Pseudonyms, patient: str) -> Re
         row = index.execute("SELECT id FROM items WHERE kind = 'mask' AND record = ?", (mask.record,)).fetchone()
         index.execute("DELETE FROM files WHERE item = ?", row)
         index.execute("DELETE FROM items WHERE id = ?", row)
-    for image in images:
-        index.execute("DELETE FROM labels WHERE uid = ? AND uid != ''", (image.uid,))
-    index.execute("DELETE FROM labels WHERE patient = ?", (patient,))
-    named = {patient} | {image.uid for image in images}
-    index.executemany("INSERT OR IGNORE INTO purged VALUES (?)", [(tombstone(pseudonyms, name),) for name in named])
+    query = "DELETE FROM labels WHERE ? IN (uid, accession, patient)"
+    index.executemany(query, [(name,) for name in sorted(names)])
+    index.executemany("INSERT OR IGNORE INTO purged VALUES (?)", [(tombstone(pseudonyms, name),) for name in names])
     compact(journal)
     return gone
 
 
-def _masks_of(journal: Journal, images: Sequence[Image]) -> list[Mask]:
+def _keys_of(journal: Journal, images: Sequence[Image], patient: str) -> set[str]:
+    """Return the pseudonyms that labels may name the patient by; an accession number may be another's as well."""
+    others = {image.accession for image in journal.kept_images() if image.patient != patient}
+    accessions = {image.accession for image in images} - others - {""}
+    return {patient} | {image.uid for image in images} | accessions
+
+
+def _masks_of(journal: Journal, images: Sequence[Image], names: set[str]) -> list[Mask]:
+    """Return the masks of the images and of their rows, without those that another patient's row names too."""
     uids = {image.uid for image in images}
-    patients = {image.patient for image in images}
-    keys = {row.mask_key for row in journal.labels() if row.mask_key and (row.uid in uids or row.patient in patients)}
-    found = [mask for key, mask in journal.kept_masks().items() if key in keys or mask.image_uid in uids]
-    return list({mask.record: mask for mask in found}.values())
+    keys: dict[bool, set[str]] = {True: set(), False: set()}
+    for row in journal.labels():
+        keys[not names.isdisjoint(row[:3])].add(row.mask_key)
+    masks = journal.kept_masks()
+    shared = {mask.record for key, mask in masks.items() if key in keys[False]}
+    found = [mask for key, mask in masks.items() if key in keys[True] or mask.image_uid in uids]
+    return list({mask.record: mask for mask in found if mask.record not in shared}.values())
 
 
-def _names(image: Image) -> set[str]:
-    return {name for name in (image.patient, image.uid, image.content) if name}
+def _only_of(journal: Journal, masks: Sequence[Mask]) -> tuple[bytes, ...]:
+    """Return the squares of masks without those that others have too: small squares of two chests can be equal."""
+    removed = {mask.record for mask in masks}
+    squares = {journal.masks.read(record) for record in removed}
+    for mask in journal.kept_masks().values():
+        if squares and mask.record not in removed:
+            squares.discard(journal.masks.read(mask.record))
+    return tuple(squares)
 
 
 def compact(journal: Journal) -> None:
@@ -162,7 +180,7 @@ def search(site: SiteFolder, gone: Removal) -> Proof:
             seen.add(inode)
             searched += path.stat().st_size
             found += _traces(path, gone)
-    return Proof(len(gone.images), len(gone.masks), len(seen), searched, found)
+    return Proof(len(gone.images), gone.mask_count, len(seen), searched, found)
 
 
 def _traces(path: Path, gone: Removal) -> int:
@@ -183,8 +201,16 @@ def _equal_records(path: Path, records: Iterable[bytes]) -> int:
         return sum(record in wanted for record in iter(lambda: file.read(length), b""))
 
 
+def remove_pages(site: SiteFolder) -> int:
+    """Remove the local pages: they show patients; return how many there were."""
+    pages = [page for name in PAGES if (page := site.path / name).exists()]
+    for page in pages:
+        page.unlink()
+    return len(pages)
+
+
 def purge_everything(site: SiteFolder) -> int:
-    """Remove all images, the journal, received files and the secret; return how many files went.
+    """Remove all images, the journal, received files, pages and the secret; return how many files went.
 
     The settings stay. Without the secret no pseudonym that left in an old report can be tied to a patient again.
     """
@@ -200,5 +226,6 @@ def purge_everything(site: SiteFolder) -> int:
         site.secret.unlink()
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
+    pages = remove_pages(site)
     fsync(site.path)
-    return len(files)
+    return len(files) + pages

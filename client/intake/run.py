@@ -48,20 +48,38 @@ def take_in(
     rules = site.rules(without_preamble=without_preamble)
     pseudonyms = Pseudonyms(rules.secret)
     with open_journal(site.intake, site.settings.preprocessing, rules=rules_fingerprint(rules)) as journal:
-        finish_purge(site, journal)
-        for origin, rows in (labels or {}).items():
-            journal.replace_labels(origin, [row for row in rows if not _purged(journal, pseudonyms, row)])
+        unwanted = _replace_labels(journal, pseudonyms, labels or {})
+        finish_purge(site, journal)  # after the labels: it writes a generation, which wrong ones prevent
         rules = replace(rules, journal=journal.path)
         with Workers(rules, site.settings.limits) as workers:
             counter = _Counter(journal, pseudonyms, progress, after)
-            for item, found in workers.examined(counter.new(items)):
-                counter.note(item, found)
+            wanted = (item for item in items if item.key not in unwanted)
+            try:
+                for item, found in workers.examined(counter.new(wanted)):
+                    counter.note(item, found)
+            except KeyboardInterrupt:
+                counter.flush()
+                raise
             counter.flush()
         return Summary(counter.unchanged, dict(counter.outcomes), write_generation(site, journal))
 
 
+def _replace_labels(journal: Journal, pseudonyms: Pseudonyms, labels: Mapping[str, Iterable[Label]]) -> set[str]:
+    """Put labels in the place of those of their origin, without purged patients; return the masks of these alone."""
+    masks: dict[bool, set[str]] = {True: set(), False: set()}
+    for origin, rows in labels.items():
+        kept = []
+        for row in rows:
+            purged = _purged(journal, pseudonyms, row)
+            masks[purged].add(row.mask_key)
+            if not purged:
+                kept.append(row)
+        journal.replace_labels(origin, kept)
+    return masks[True] - masks[False]
+
+
 def _purged(journal: Journal, pseudonyms: Pseudonyms, row: Label) -> bool:
-    return journal.purged([tombstone(pseudonyms, name) for name in (row.uid, row.patient) if name])
+    return journal.purged([tombstone(pseudonyms, name) for name in row[:3] if name])
 
 
 class _Counter:
@@ -79,18 +97,20 @@ class _Counter:
         self._journal, self._pseudonyms = journal, pseudonyms
         self._progress, self._after = progress, after
         self._met = journal.met()
+        self._seen: set[str] = set()
         self._pending: list[Item] = []
         self._committed_at = time.monotonic()
 
     def new(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield the items that have to be examined; fetch those that are not here yet."""
         for item in items:
-            if item.key in self._met:
+            if item.key in self._met or item.key in self._seen:
                 self.unchanged += 1
-                self._pending.append(item)
+                if item.key not in self._seen:  # one seen in this intake may be in work still
+                    self._pending.append(item)
                 self._tell("unchanged")
                 continue
-            self._met.add(item.key)
+            self._seen.add(item.key)
             if not callable(item.content):
                 yield item
                 continue
@@ -103,12 +123,12 @@ class _Counter:
 
     def note(self, item: Item, found: Examined) -> None:
         """Write an outcome down."""
-        self._pending.append(item)
         if found.reason in TRANSIENT:
             self._count(found.reason)
             return
         names = (name for name in (found.keys.patient, found.keys.uid) if name)
         reason = self._journal.add(item.key, found, [tombstone(self._pseudonyms, name) for name in names])
+        self._pending.append(item)
         self._count(reason or "stored")
         if len(self._pending) >= COMMIT_ITEMS or time.monotonic() - self._committed_at > COMMIT_S:
             self.flush()

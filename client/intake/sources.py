@@ -33,17 +33,17 @@ def folder_items(folder: Path, pseudonyms: Pseudonyms) -> Iterator[Item]:
     """Yield every file below a folder in the order of their names; links are not followed."""
     pending = [folder.resolve()]
     while pending:
-        subfolders = []
-        with os.scandir(pending.pop()) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
+        here = pending.pop()
+        try:
+            with os.scandir(here) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError:
+            yield Item(pseudonyms.of("file", str(here)), "dicom", here)  # the worker finds it unreadable, and it counts
+            continue
         for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                subfolders.append(Path(entry.path))
-            elif entry.is_file(follow_symlinks=False) and entry.name != _DICOMDIR:
-                stat = entry.stat(follow_symlinks=False)
-                key = pseudonyms.of("file", entry.path, str(stat.st_size), str(stat.st_mtime_ns))
-                yield Item(key, "dicom", Path(entry.path))
-        pending.extend(reversed(subfolders))
+            if entry.is_file(follow_symlinks=False) and entry.name != _DICOMDIR:
+                yield Item(file_key(pseudonyms, Path(entry.path)), "dicom", Path(entry.path))
+        pending.extend(Path(entry.path) for entry in reversed(entries) if entry.is_dir(follow_symlinks=False))
 
 
 def manifest_items(records: Iterable[Record], root: Path, pseudonyms: Pseudonyms) -> Iterator[Item]:

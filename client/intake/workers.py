@@ -4,6 +4,8 @@ A decoder that crashes, hangs or asks for too much memory costs its file, never 
 dumps (they hold patients), no standard streams (C libraries print there) and one thread.
 """
 
+import ctypes
+import fcntl
 import multiprocessing
 import os
 import resource
@@ -19,6 +21,8 @@ from pebble import ProcessExpired, ProcessPool
 from client.intake.examine import Examined, Item, Rules, aside, examine
 
 AHEAD: Final = 4  # items in flight for each worker
+MEMORY_OVER_BYTES: Final = 4  # bytes sent to a worker are there twice, beside the worker itself
+_PR_SET_DUMPABLE: Final = 4
 
 _rules: list[Rules] = []
 
@@ -36,7 +40,9 @@ def _start(rules: Rules, memory_mib: int) -> None:
     """Limit the process and keep what all its items need."""
     from multimix.data.dicom import silence  # noqa: PLC0415  (in the worker only)
 
+    _end_with_the_intake()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # crash handlers that are piped to ignore the limit above
     resource.setrlimit(resource.RLIMIT_AS, (memory_mib << 20, memory_mib << 20))
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
@@ -45,12 +51,27 @@ def _start(rules: Rules, memory_mib: int) -> None:
     _rules[:] = [rules]
 
 
+def _end_with_the_intake() -> None:
+    """Let SIGIO end this process when the intake is gone: a worker that hangs in a file would not notice.
+
+    The other end of the sentinel, a pipe, is open in the intake alone. PR_SET_PDEATHSIG would be about the fork
+    server, which lives as long as a worker does.
+    """
+    intake = multiprocessing.parent_process()
+    if intake is None:
+        return
+    fcntl.fcntl(intake.sentinel, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(intake.sentinel, fcntl.F_SETFL, os.O_ASYNC)
+    if not intake.is_alive():
+        os._exit(1)
+
+
 def _work(item: Item) -> Examined:
     try:
         return examine(item, _rules[0])
     except MemoryError:
         return aside("memory_limit")
-    except Exception:  # noqa: BLE001  (its text may quote the file)
+    except BaseException:  # noqa: BLE001  (its text may quote the file; a panic in Rust is no Exception)
         return aside("examination_failed")
 
 
@@ -78,14 +99,20 @@ class Workers:
         """Yield each item with its outcome, in the order of the items."""
         waiting: deque[tuple[Item, Callable[[], Examined]]] = deque()
         for item in items:
-            future = self._started().schedule(_work, args=(item,), timeout=self._limits.seconds_per_file)
-            waiting.append((item, future.result))
+            waiting.append((item, self._scheduled(item)))
             if len(waiting) >= AHEAD * self._limits.workers:
                 first, result = waiting.popleft()
                 yield first, _outcome(result)
         while waiting:
             first, result = waiting.popleft()
             yield first, _outcome(result)
+
+    def _scheduled(self, item: Item) -> Callable[[], Examined]:
+        if isinstance(item.content, bytes) and len(item.content) * MEMORY_OVER_BYTES > self._limits.memory_mib << 20:
+            return lambda: aside("memory_limit")  # a worker that cannot even receive it would break the pool
+        future = self._started().schedule(_work, args=(item,), timeout=self._limits.seconds_per_file)
+        result: Callable[[], Examined] = future.result
+        return result
 
     def _started(self) -> ProcessPool:
         if self._pool is None:

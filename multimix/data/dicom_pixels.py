@@ -55,6 +55,8 @@ _PIXELS: Final = (
     "PixelData",
 )
 _SEGMENTATION: Final = ("SegmentSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+_END_OF_IMAGE: Final = b"\xff\xd9"  # marker; padding may follow, and the delimiter of the fragments
+_TAIL_BYTES: Final = 32
 _OVERLAY_BIT_POSITIONS: Final = (0x60000102, 0x60020102)
 PIXEL_ELEMENTS: Final = (*TECHNICAL, *_PIXELS, *_OVERLAY_BIT_POSITIONS)
 
@@ -93,9 +95,9 @@ def fit_radiograph(
     try:
         with quiet():
             return _fitted(dataset, pseudonyms, preprocessing)
-    except (DicomError, MemoryError):
+    except (DicomError, MemoryError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception:  # noqa: BLE001  (as above)
+    except BaseException:  # noqa: BLE001  (a panic in a decoder written in Rust is no Exception)
         raise DicomError("pixels_undecodable") from None
 
 
@@ -127,6 +129,8 @@ def decoded(dataset: Dataset) -> Values:
     syntax = UID(syntax_of(dataset))
     if not decodable(syntax):
         raise DicomError("syntax_unsupported")
+    if syntax in {JPEGLSLossless, JPEGLSNearLossless} and _END_OF_IMAGE not in dataset.PixelData[-_TAIL_BYTES:]:
+        raise DicomError("pixels_undecodable")  # CharLS searches 20 s for the end of a truncated stream
     array, _ = get_decoder(syntax).as_array(
         dataset,
         index=0,
@@ -181,8 +185,10 @@ def _padding(stored: Values, dataset: Dataset) -> npt.NDArray[np.bool_] | None:
     if first is None:
         return None
     last = dataset.get("PixelPaddingRangeLimit")
-    kind = stored.dtype
-    ends = [int(np.int64(end).astype(kind)) for end in (first, first if last is None else last)]  # sign as some write it
+    span = 1 << 8 * stored.dtype.itemsize
+    ends = [int(first), int(first if last is None else last)]
+    # Some write the value with the wrong sign.
+    ends = [int(np.int64(end).astype(stored.dtype)) if -span // 2 <= end < span else end for end in ends]
     padding: npt.NDArray[np.bool_] = (stored >= min(ends)) & (stored <= max(ends))
     return padding if padding.any() else None
 
@@ -196,11 +202,11 @@ def _scaled(values: Values, padding: npt.NDArray[np.bool_] | None, geometry: Geo
     size = (round(geometry.width * geometry.scale_x), round(geometry.height * geometry.scale_y))
     inside = None
     if padding is not None:
-        if padding.all():
-            raise DicomError("pixels_flat")
-        values = np.where(padding, np.float32(values[~padding].mean()), values)
         share = Image.fromarray(~padding).convert("L").resize(size, Image.Resampling.BILINEAR)
         inside = np.asarray(share) >= 128  # noqa: PLR2004  (at least half of it is image)
+        if not inside.any():
+            raise DicomError("pixels_flat")
+        values = np.where(padding, np.float32(values[~padding].mean()), values)
     small = np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))
     low, high = np.percentile(small if inside is None else small[inside], PERCENTILES)
     if not high > low:

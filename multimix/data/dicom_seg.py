@@ -46,9 +46,9 @@ def lung_of(data: bytes, pseudonyms: Pseudonyms, *, maximum_pixels: int) -> Segm
     try:
         with quiet():
             return _lung(dataset, pseudonyms, maximum_pixels)
-    except (DicomError, MemoryError):
+    except (DicomError, MemoryError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception:  # noqa: BLE001  (as above)
+    except BaseException:  # noqa: BLE001  (a panic in a decoder written in Rust is no Exception)
         raise DicomError("seg_unreadable") from None
 
 
@@ -63,10 +63,11 @@ def _lung(dataset: Dataset, pseudonyms: Pseudonyms, maximum_pixels: int) -> Segm
         for item in dataset.SegmentSequence
         if LUNG_CODES.intersection(codes(item, "SegmentedPropertyTypeCodeSequence"))
     }
+    shared = (dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     chosen = [
         index
         for index, group in enumerate(dataset.PerFrameFunctionalGroupsSequence)
-        if int(group.SegmentIdentificationSequence[0].ReferencedSegmentNumber) in lungs
+        if _segment(group if "SegmentIdentificationSequence" in group else shared) in lungs
     ]
     if not chosen:
         raise DicomError("seg_no_lung")
@@ -79,6 +80,10 @@ def _lung(dataset: Dataset, pseudonyms: Pseudonyms, maximum_pixels: int) -> Segm
     if not mask.any():
         raise DicomError("mask_empty")
     return Segmentation(uid_key(pseudonyms, images.pop()), mask)
+
+
+def _segment(group: Dataset) -> int:
+    return int(group.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
 
 
 def _sources(dataset: Dataset, group: Dataset) -> set[str]:

@@ -168,7 +168,8 @@ def _opened(path: Path, meta: dict[str, str], rows: list[tuple[str | int | None,
     columns = {name: [row[i] for row in rows] for i, name in enumerate(COLUMNS.split(", "))}
     image_row = _frozen(columns["image_row"], np.int64)
     mask_row = _frozen([-1 if row is None else row for row in columns["mask_row"]], np.int32)
-    for name, count, used in ((IMAGES, records[0], image_row), (MASKS, records[1], mask_row[mask_row >= 0])):
+    masks = np.unique(mask_row[mask_row >= 0])  # images can share one
+    for name, count, used in ((IMAGES, records[0], image_row), (MASKS, records[1], masks)):
         _check_records(path / name, count * size * size, used, count)
     sides = [
         max(int(width or 0), int(height or 0))

@@ -57,7 +57,7 @@ class StoreRow(NamedTuple):
 
 TABLES: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE images (row INTEGER PRIMARY KEY, image_row INTEGER UNIQUE NOT NULL, mask_row INTEGER UNIQUE,
+CREATE TABLE images (row INTEGER PRIMARY KEY, image_row INTEGER UNIQUE NOT NULL, mask_row INTEGER,
   content_hash TEXT, mask_hash TEXT, patient TEXT, source TEXT, site TEXT, view TEXT, label TEXT,
   mask_convention TEXT, split TEXT,
   width INTEGER, height INTEGER, scale_x REAL, scale_y REAL, offset_x INTEGER, offset_y INTEGER,

@@ -1,0 +1,125 @@
+"""site.toml: read whole, refused with a key and a reason, and never quoted."""
+
+import os
+
+import pytest
+from pydantic import ValidationError
+
+from client.settings import FILE, IntakeSettings, SiteSettings, new_site, open_site
+from multimix.data.decode import Preprocessing
+from multimix.errors import SiteError
+
+SECRET_WORD = "hunter2-MUELLER"
+
+
+@pytest.fixture
+def site(tmp_path):
+    return new_site(tmp_path / "site", "clinic-a", image_size=64)
+
+
+def refusal(path):
+    with pytest.raises(SiteError) as refused:
+        open_site(path)
+    return refused.value
+
+
+def test_a_new_site_is_what_it_was_made_as_and_closed_to_others(site):
+    again = open_site(site.path)
+    assert again == site
+    assert (again.settings.name, again.settings.preprocessing) == ("clinic-a", Preprocessing(64))
+    assert site.path.stat().st_mode & 0o077 == 0
+    assert {file.stat().st_mode & 0o777 for file in site.path.iterdir()} == {0o600}
+    assert len(site.secret.read_bytes()) == 32
+
+
+def test_every_line_of_a_new_file_that_is_a_comment_can_be_used(site):
+    lines = (site.path / FILE).read_text().splitlines()
+    used = [line[2:] if line.startswith(("# [", "# ")) and ("=" in line or "[" in line) else line for line in lines[1:]]
+    text = "\n".join(line for line in used if not line.startswith("store_group"))  # such a group is not everywhere
+    (site.path / FILE).write_text(text)
+    settings = open_site(site.path).settings
+    assert settings.label_map == {"No Finding": "normal"}
+    assert settings.pacs is not None
+    assert settings.receiver is not None
+    assert settings.server is not None
+
+
+def test_a_second_site_in_the_same_place_is_refused_and_the_first_one_stays(site):
+    before = {file: file.read_bytes() for file in site.path.iterdir()}
+    with pytest.raises(SiteError) as refused:
+        new_site(site.path, "other", image_size=64)
+    assert refused.value.reason == "site_exists"
+    assert {file: file.read_bytes() for file in site.path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "key"), [('a"b', 64, "name"), ("a\nb", 64, "name"), ("", 64, "name"), ("a", 100, "image_size")]
+)
+def test_a_site_that_could_not_be_opened_is_not_made(tmp_path, name, size, key):
+    with pytest.raises(SiteError, match=f"^{key}: ") as refused:
+        new_site(tmp_path / "site", name, image_size=size)
+    assert refused.value.reason == "settings_invalid"
+    assert not (tmp_path / "site").exists()
+
+
+MISTAKES = {
+    "image_size": f'name = "a"\nimage_size = "{SECRET_WORD}"',
+    "fit": f'name = "a"\nfit = "{SECRET_WORD}"',
+    "store_group": f'name = "a"\nstore_group = "{SECRET_WORD}"',
+    "label_map.x": f'name = "a"\n[label_map]\nx = "{SECRET_WORD}"',
+    "intake.memory_mib": 'name = "a"\n[intake]\nmemory_mib = 100',
+    "intake.pasword": f'name = "a"\n[intake]\npasword = "{SECRET_WORD}"',
+    "pacs.url": f'name = "a"\n[pacs]\nurl = "https://user:{SECRET_WORD}@pacs.example/"',
+    "receiver": 'name = "a"\n[receiver]\nport = 104',
+    "policy.minimum_cohort": 'name = "a"\n[policy]\nminimum_cohort = -5',
+    "name": f"image_size = 64\n# {SECRET_WORD}",
+}
+
+
+@pytest.mark.parametrize("key", MISTAKES)
+def test_a_mistake_is_refused_with_its_key_and_without_its_value(tmp_path, key):
+    (tmp_path / FILE).write_text(MISTAKES[key])
+    refused = refusal(tmp_path)
+    assert refused.reason == "settings_invalid"
+    assert f"site.toml, {key}" in str(refused)
+    assert SECRET_WORD not in str(refused)
+    assert str(tmp_path) not in str(refused)
+    assert refused.__cause__ is None
+    assert refused.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "site_missing"), (b"\xff\xfe", "site_missing"), (b'name = "hunter2', "settings_invalid")],
+)
+def test_a_file_that_is_no_settings_file_is_refused(tmp_path, content, reason):
+    if content is not None:
+        (tmp_path / FILE).write_bytes(content)
+    refused = refusal(tmp_path)
+    assert refused.reason == reason
+    assert "hunter2" not in str(refused)
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o644])
+def test_a_secret_that_others_can_read_is_not_used(site, mode):
+    site.secret.chmod(mode)
+    with pytest.raises(SiteError) as refused:
+        site.rules()
+    assert refused.value.reason == "secret_not_private"
+
+
+def test_the_secret_stays_and_is_not_shown(site):
+    rules = site.rules()
+    assert site.rules() == rules
+    assert rules.secret == site.secret.read_bytes()
+    assert repr(rules.secret) not in repr(rules)
+
+
+def test_workers_are_as_many_as_processors_unless_said():
+    assert SiteSettings(name="a").limits.workers == os.cpu_count()
+    assert SiteSettings(name="a", intake=IntakeSettings(workers=3)).limits.workers == 3
+
+
+def test_settings_cannot_be_changed_after_they_are_read(site):
+    with pytest.raises(ValidationError):
+        site.settings.image_size = 128
