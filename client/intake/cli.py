@@ -12,18 +12,19 @@ from typing import Annotated
 
 import typer
 
-from client.console import counting, discreet, err, figures, out, table
+from client.console import EXIT_INTERRUPTED, counting, discreet, err, figures, out, table
 from client.intake.examine import Item
 from client.intake.generation import write_generation
 from client.intake.journal import Label, locked, open_journal
 from client.intake.labels import read_labels
 from client.intake.purge import Proof, finish_purge, purge_everything, remove_pages, remove_patient, search
 from client.intake.reasons import REASONS
+from client.intake.receiver import spool_files
 from client.intake.review import Queue, resolve_ids
 from client.intake.run import Summary, take_in
 from client.intake.sources import folder_items, manifest_items, manifest_labels, mask_items, pacs_items, spool_items
 from client.settings import SiteFolder, open_site
-from multimix.data.dicom import patient_key
+from multimix.data.dicom import patient_key, uid_key
 from multimix.data.manifest import read_manifest
 from multimix.data.pseudonyms import Pseudonyms, read_or_make_secret
 from multimix.errors import SiteError
@@ -113,7 +114,8 @@ def _gathered(
     elif source is not None and source.suffix.lower() == ".csv":
         records, root = read_manifest(source), source.parent
         parts.append(manifest_items(records, root, pseudonyms))
-        rows["manifest"], masks = manifest_labels(records, root, pseudonyms)
+        origin = pseudonyms.of("manifest", str(source.resolve()))  # another manifest adds to this one
+        rows[origin], masks = manifest_labels(records, root, pseudonyms)
     elif source is not None:
         raise SiteError("source_missing", "The source is neither a folder nor a CSV manifest. Correct the path.")
     if labels is not None:
@@ -199,6 +201,7 @@ review = typer.Typer(help="Look at images whose view or body part nobody wrote d
 @review.callback(invoke_without_command=True)
 def list_queue(context: typer.Context, site: SiteOption = HERE, as_json: JsonOption = False) -> None:
     """List the images that wait, and draw them on a contact sheet in the site's folder."""
+    context.obj = site
     if context.invoked_subcommand is not None:
         return
     with discreet():
@@ -217,29 +220,31 @@ def list_queue(context: typer.Context, site: SiteOption = HERE, as_json: JsonOpt
 
 @review.command()
 def accept(
+    context: typer.Context,
     images: Annotated[list[str] | None, typer.Argument(help="Names as `review` lists them.")] = None,
     view: Annotated[
         str | None, typer.Option(help="PA, AP or frontal; without it what the file says, else frontal.")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All that wait.")] = False,
-    site: SiteOption = HERE,
+    site: Annotated[Path | None, typer.Option("--site", "-s", help="The site's folder, made by `init`.")] = None,
 ) -> None:
     """Accept images as frontal chest radiographs; the store gets a new generation."""
     with discreet():
         if view not in {None, "PA", "AP", "frontal"}:
             raise SiteError("view_unknown", "--view is PA, AP or frontal.")
-        _decide(site, images, everything=everything, decision="accept", view=view)
+        _decide(site or context.obj, images, everything=everything, decision="accept", view=view)
 
 
 @review.command()
 def reject(
+    context: typer.Context,
     images: Annotated[list[str] | None, typer.Argument(help="Names as `review` lists them.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All that wait.")] = False,
-    site: SiteOption = HERE,
+    site: Annotated[Path | None, typer.Option("--site", "-s", help="The site's folder, made by `init`.")] = None,
 ) -> None:
     """Reject images: their pixels are overwritten, and the same file is not asked about again."""
     with discreet():
-        _decide(site, images, everything=everything, decision="rejected", view=None)
+        _decide(site or context.obj, images, everything=everything, decision="rejected", view=None)
 
 
 def _decide(path: Path, names: list[str] | None, *, everything: bool, decision: str, view: str | None) -> None:
@@ -263,6 +268,9 @@ def purge(
         bool,
         typer.Option("--patient", help="Remove one patient; the identifier is asked for, so no shell remembers it."),
     ] = False,
+    instance: Annotated[
+        bool, typer.Option("--instance", help="Remove the patient of an image; its SOP instance UID is asked for.")
+    ] = False,
     issuer: Annotated[str, typer.Option(help="Issuer of the patient identifier, if the DICOM files name one.")] = "",
     everything: Annotated[
         bool, typer.Option("--everything", help="Remove all images, the journal, the secret.")
@@ -273,42 +281,53 @@ def purge(
 ) -> None:
     """Remove a patient or everything, then search what is left and say whether anything was found.
 
-    Exit codes: 0 removed and nothing found, 1 traces found, 2 unusable input.
+    Exit codes: 0 removed and nothing found, 1 traces found, 2 unusable input, 130 not confirmed.
     """
     with discreet():
         folder = open_site(site)
-        if patient == everything:
-            raise SiteError("purge_what", "Say either --patient or --everything.")
+        if patient + instance + everything != 1:
+            raise SiteError("purge_what", "Say one of --patient, --instance and --everything.")
         if everything:
-            if not yes:
-                typer.confirm("Remove all images, the journal and the secret of this site?", abort=True, err=True)
+            if not yes and not typer.confirm("Remove all images, the journal and the secret of this site?", err=True):
+                raise typer.Exit(EXIT_INTERRUPTED)
             with locked(folder.intake):  # not the journal: it may be damaged
                 count = purge_everything(folder)
             typer.echo(json.dumps({"files_removed": count})) if as_json else figures({"files_removed": count})
             return
-        proof = purge_patient(folder, _asked(), issuer)
+        proof = purge_patient(
+            folder, _asked("Patient identifier" if patient else "SOP instance UID"), issuer, instance=instance
+        )
         typer.echo(proof.as_json()) if as_json else figures(asdict(proof) | {"holds": str(proof.holds)})
         if not proof.holds:
             raise typer.Exit(1)
 
 
-def _asked() -> str:
-    """Return the patient identifier: typed unseen, or the first line of standard input."""
+def _asked(what: str) -> str:
+    """Return an identifier: typed unseen, or the first line of standard input."""
     if sys.stdin.isatty():
-        return str(typer.prompt("Patient identifier", hide_input=True, err=True)).strip()
+        return str(typer.prompt(what, hide_input=True, err=True)).strip()
     return sys.stdin.readline().strip()
 
 
-def purge_patient(site: SiteFolder, patient_id: str, issuer: str = "") -> Proof:
-    """Remove a patient and prove it; see `client.intake.purge`.
+def purge_patient(site: SiteFolder, identifier: str, issuer: str = "", *, instance: bool = False) -> Proof:
+    """Remove a patient, by number or by an image of theirs, and prove it; see `client.intake.purge`.
 
     Raises:
-        SiteError: `patient_unknown`, `intake_running`.
+        SiteError: `patient_unknown`, `intake_running`; `received_waiting` if files lie in the spool, unread.
     """
+    if any(spool_files(site.received)):
+        raise SiteError(
+            "received_waiting",
+            "Received files wait, and may be the patient's. Run multimix-site intake --received first.",
+        )
     pseudonyms = Pseudonyms(read_or_make_secret(site.secret))
     with open_journal(site.intake, site.settings.preprocessing) as journal:
         finish_purge(site, journal)
-        gone = remove_patient(journal, pseudonyms, patient_key(pseudonyms, patient_id, issuer))
+        patient = patient_key(pseudonyms, identifier, issuer)
+        if instance:
+            uid = uid_key(pseudonyms, identifier)
+            patient = next((image.patient for image in journal.kept_images() if image.uid == uid), "")
+        gone = remove_patient(journal, pseudonyms, patient)
     with open_journal(site.intake, site.settings.preprocessing) as journal:
         finish_purge(site, journal)
     remove_pages(site)

@@ -95,7 +95,7 @@ def examine(item: Item, rules: Rules) -> Examined:
         return aside("file_unreadable")
     if not 0 < len(data) <= rules.maximum_bytes:
         return aside("file_too_large" if data else "file_empty")
-    file_hash = pseudonyms.content(data)
+    file_hash = pseudonyms.content(data, *(key.encode() for key in item.keys or ()), item.view.encode())
     if rules.journal is not None and is_decoded(rules.journal, file_hash):
         return aside("unchanged", file_hash=file_hash)
     if item.form == "dicom":
@@ -162,6 +162,8 @@ def _segmentation(data: bytes, file_hash: str, patient: str, rules: Rules, pseud
 def _picture(item: Item, file_hash: str, rules: Rules, pseudonyms: Pseudonyms) -> Examined:
     if not isinstance(item.content, Path) or item.keys is None:
         return aside("file_unreadable")
+    if item.view in {"lateral", "other"}:
+        return aside(f"{item.view}_view", file_hash=file_hash)
     record = Record(image=item.content.name, patient_id="-")
     try:
         grey = read_image(record, root=item.content.parent)

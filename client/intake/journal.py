@@ -153,11 +153,25 @@ class Journal:
         if twin is not None:
             self.index.execute("INSERT INTO files VALUES (?, ?)", (key, twin))
             return "duplicate_mask"
+        if self._corrected(key, found, tombstones):
+            return "corrected"
         reason = self._refusal(found, tombstones) if found.kind != "nothing" else found.reason
         kept = found.kind != "nothing" and not reason
         item = self._insert_kept(found) if kept else self._insert_aside(found, reason)
         self.index.execute("INSERT INTO files VALUES (?, ?)", (key, item))
         return found.reason if kept else reason
+
+    def _corrected(self, key: str, found: "Examined", tombstones: Sequence[str]) -> bool:
+        """Let a manifest correct whose a picture is, its view or its path: what it says last holds."""
+        if found.modality != "picture" or found.kind != "image" or self.purged(tombstones):
+            return False
+        query = """UPDATE items SET patient = ?1, view = ?2, file_hash = ?3, uid = ?4
+          WHERE kind = 'image' AND modality = 'picture' AND content = ?5 AND (uid = ?4 OR patient = ?1) RETURNING id"""
+        uid, patient, _ = found.keys
+        row = self.index.execute(query, (patient, found.view, found.file_hash, uid, found.content)).fetchone()
+        if row is not None:
+            self.index.execute("INSERT INTO files VALUES (?, ?)", (key, row[0]))
+        return row is not None
 
     def _forget(self, key: str) -> None:
         """Drop what an earlier examination of the item said; a set-aside item goes with its last file."""

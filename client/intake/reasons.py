@@ -13,6 +13,9 @@ class Reason(NamedTuple):
     remedy: str = ""
 
 
+CHANGED: Final = {
+    "corrected": Reason("a picture met before, now of another patient, view or path in the manifest"),
+}
 REVIEW: Final = {
     "view_unknown": Reason("chest radiograph, or likely one, without a view", "look: multimix-site review"),
     "body_part_unknown": Reason("frontal radiograph of an unnamed body part", "look: multimix-site review"),
@@ -77,4 +80,4 @@ FLAGS: Final = {
     "bits_stored_wrong": Reason("more bits than the header says; the pixels were believed", "tell who runs the device"),
     "bits_stored_invalid": Reason("an impossible number of bits in the header", "tell who runs the device"),
 }
-REASONS: Final = REVIEW | ASIDE | TRANSIENT | JOIN
+REASONS: Final = CHANGED | REVIEW | ASIDE | TRANSIENT | JOIN

@@ -16,6 +16,7 @@ from client.intake.receiver import spool_files
 from multimix.data.dicom import Keys, patient_key
 from multimix.data.manifest import Record
 from multimix.data.pseudonyms import Pseudonyms
+from multimix.data.radiographs import named_view
 
 _DICOMDIR = "DICOMDIR"
 
@@ -52,8 +53,9 @@ def manifest_items(records: Iterable[Record], root: Path, pseudonyms: Pseudonyms
         file = (root / record.image).resolve()
         uid = picture_uid(record, pseudonyms)
         patient = patient_key(pseudonyms, record.patient_id, record.source) or nobody(pseudonyms, uid)
-        view = record.view or "frontal"
-        yield Item(file_key(pseudonyms, file), "picture", file, Keys(uid, patient, ""), view)
+        view = named_view(record.view) or "frontal"
+        key = pseudonyms.of("picture", file_key(pseudonyms, file), patient, view)  # a corrected row is looked at again
+        yield Item(key, "picture", file, Keys(uid, patient, ""), view)
 
 
 def mask_items(masks: Iterable[tuple[str, Path]]) -> Iterator[Item]:

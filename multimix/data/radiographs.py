@@ -6,6 +6,7 @@ Codes: DICOM PS3.3 C.8.11 (DX), PS3.16 CID 4 (regions), CID 4010 (views).
 """
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
@@ -20,7 +21,8 @@ RADIOGRAPHS: Final = frozenset({CR_IMAGE, DX_FOR_PRESENTATION, SECONDARY_CAPTURE
 MODALITIES: Final = frozenset({"CR", "DX"})
 SMALLEST_SIDE: Final = 64
 
-CHEST_WORDS: Final = frozenset({"CHEST", "THORAX", "LUNG", "LUNGS", "THORACIC", "TORAX", "POUMON", "CXR"})
+CHEST_STEMS: Final = ("CHEST", "THORAX", "TORAX")
+CHEST_WORDS: Final = frozenset({"LUNG", "LUNGS", "POUMON", "POUMONS", "CXR"})
 OTHER_WORDS: Final = frozenset(
     [
         "ABDOMEN",
@@ -92,7 +94,8 @@ OTHER_WORDS: Final = frozenset(
 )
 CHEST_CODES: Final = frozenset({"816094009", "51185008", "43799004", "39607008", "T-D3000", "T-D3200", "T-28000"})
 View = Literal["PA", "AP", "frontal"]
-VIEW_NAMES: Final[dict[str, View]] = {"PA": "PA", "AP": "AP"}
+VIEW_NAMES: Final[dict[str, View]] = {"PA": "PA", "AP": "AP", "FRONTAL": "frontal"}
+OTHER_VIEWS: Final = frozenset({"LLD", "RLD", "LLO", "RLO", "LAO", "RAO", "LPO", "RPO", "OBL", "OBLIQUE", "DECUBITUS"})
 VIEW_CODES: Final[dict[str, View]] = {
     "399348003": "AP",
     "R-10206": "AP",
@@ -186,13 +189,16 @@ def _region(header: Header) -> Literal["chest", "other", ""]:
     """Return the region of the body: the coded one, else the named one, else what the description says."""
     if header.region_codes:
         return "chest" if CHEST_CODES.intersection(header.region_codes) else "other"
-    words = _words(header.body_part)
-    if words:
-        return "chest" if words & CHEST_WORDS else "other"
-    words = _words(header.descriptions)
-    if words & CHEST_WORDS:
-        return "" if words & OTHER_WORDS else "chest"
-    return "other" if words & OTHER_WORDS else ""
+    return _named_region(header.body_part) or _named_region(header.descriptions)
+
+
+def _named_region(text: str) -> Literal["chest", "other", ""]:
+    """Return the region that a text names; "" for none, for both, and for words that we do not know."""
+    words = _words(text)
+    chest = any(word.startswith(CHEST_STEMS) for word in words) or bool(words & CHEST_WORDS)
+    if chest == bool(words & OTHER_WORDS):
+        return ""
+    return "chest" if chest else "other"
 
 
 def _view(header: Header) -> View | Literal["lateral", "other", ""]:
@@ -200,12 +206,26 @@ def _view(header: Header) -> View | Literal["lateral", "other", ""]:
     codes = frozenset(header.view_codes) - UNKNOWN_VIEWS
     if codes:
         return _coded_view(codes)
-    if header.view:
-        return VIEW_NAMES.get(header.view) or ("lateral" if _words(header.view) & LATERAL_WORDS else "other")
+    named = named_view(header.view)
+    if named:
+        return named
     if header.orientation and header.orientation[0][:1] in {"A", "P"}:
         return "lateral"  # rows of a frontal view run from side to side
     words = _words(header.descriptions)
     return "lateral" if words & LATERAL_WORDS and not words & FRONTAL_WORDS else ""
+
+
+def named_view(text: str) -> View | Literal["lateral", "other", ""]:
+    """Return the view that a text names, such as "PA" or "AP SUPINE"; "" if it names none that we know."""
+    words = _words(text)
+    if words & OTHER_VIEWS:
+        return "other"
+    if words & LATERAL_WORDS:
+        return "lateral"
+    named = {VIEW_NAMES[word] for word in words if word in VIEW_NAMES}
+    if len(named) > 1:
+        return "other"
+    return named.pop() if named else ""
 
 
 def _coded_view(codes: frozenset[str]) -> View | Literal["lateral", "other"]:
@@ -216,4 +236,5 @@ def _coded_view(codes: frozenset[str]) -> View | Literal["lateral", "other"]:
 
 
 def _words(text: str) -> frozenset[str]:
-    return frozenset(re.findall(r"[A-Z]+", text.upper()))
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()  # accents off
+    return frozenset(re.findall(r"[A-Z]+", plain.upper()))

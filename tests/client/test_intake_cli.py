@@ -165,7 +165,7 @@ def test_a_purge_of_one_patient_prints_its_proof(site, export):
 
 def test_a_purge_of_everything_asks_unless_told_not_to(site, export):
     call(site, "intake", export)
-    assert call(site, "purge", "--everything", stdin="n\n")[0] == 1
+    assert call(site, "purge", "--everything", stdin="n\n")[0] == 130
     assert (site / "store").exists()
     removed = call_json(site, "purge", "--everything", "--yes")
     assert removed["files_removed"] > 0

@@ -6,10 +6,9 @@ elements that make an object a radiograph, and its pixels, are left as they are.
 
 import base64
 import hashlib
-import sqlite3
 import urllib.parse
-import zlib
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 from PIL import Image
@@ -24,7 +23,8 @@ TEXT, FAMILY, GIVEN, IDENTIFIER, FILE, FOLDER = "Zqxvkj", "Zqxnachn", "Zqxvorn",
 UID_ROOT, NUMBER, WEB = "1.2.826.0.1.3680043.9.7133731", "731946285", "zqxkrankenhaus"
 DATE, TIME = "19370214", "231957.7319"
 DATES = (DATE, "1937-02-14", "14.02.1937", "02/14/1937", "14/02/1937", "1937/02/14", "14 Feb 1937", "February 14, 1937")
-STEMS = (TEXT, FAMILY, GIVEN, IDENTIFIER, FILE, FOLDER, UID_ROOT[-11:], NUMBER, WEB, *DATES, TIME, "23:19:57")
+STEMS = (TEXT, FAMILY, GIVEN, IDENTIFIER, FILE, FOLDER, UID_ROOT[-11:], NUMBER, WEB, *DATES, TIME)
+ISSUER = f"{TEXT}ISSUER"
 NAME = f"{FAMILY}äme^{GIVEN}ame^Q"
 
 _WORDS = {
@@ -42,34 +42,39 @@ _TAGGED = {"AE", "CS", "SH"}
 
 # ------------------------------------------------------------------------------------------------------- the planting
 def fill(dataset: Dataset, number: int) -> int:
-    """Put a sentinel into each standard element that can hold one, and into private ones; return how many."""
-    filled = 0
+    """Put a sentinel into each element that can hold one and has no value yet; return how many."""
+    elements = {tag: element for tag, element in _sentinels().items() if tag not in dataset}
+    dataset.update(elements)
+    dataset.PatientID, dataset.IssuerOfPatientID = f"{IDENTIFIER}-{number}", ISSUER
+    dataset.AccessionNumber, dataset.PatientName = f"{IDENTIFIER}A{number}", NAME
+    return len(elements)
+
+
+@cache
+def _sentinels() -> Dataset:
+    """Return an element of each standard tag whose VR can hold a sentinel, and a few private and repeated ones."""
+    found = Dataset()
     for tag, (vr, _, _, _, keyword) in DicomDictionary.items():
         if tag >> 16 in _KEPT_GROUPS or keyword in _KEPT or not keyword:
             continue
         if vr == "SQ":
-            dataset.add_new(tag, "SQ", Sequence([_item(tag, depth=3)]))
+            found.add_new(tag, "SQ", Sequence([_item(tag, depth=0 if tag % 16 else 3)]))
         elif vr == "UI":
-            dataset.add_new(tag, "UI", f"{UID_ROOT}.{tag}.{number}")
+            found.add_new(tag, "UI", f"{UID_ROOT}.{tag}")
         elif vr in _WORDS:
             word = f"{_WORDS[vr]}{tag:08X}" if vr in _TAGGED else _WORDS[vr]
-            dataset.add_new(tag, "OB" if vr == "OB or OW" else vr, word)
-        else:
-            continue
-        filled += 1
+            found.add_new(tag, "OB" if vr == "OB or OW" else vr, word)
     for tag in (0x50000022, 0x60000022, 0x60001500):  # of a curve and an overlay
-        dataset.add_new(tag, "LO", _WORDS["LO"])
-    block = dataset.private_block(0x0009, f"{TEXT} CREATOR", create=True)
+        found.add_new(tag, "LO", _WORDS["LO"])
+    block = found.private_block(0x0009, f"{TEXT} CREATOR", create=True)
     for offset, vr in enumerate(("LO", "PN", "UN", "DA", "UT")):
         block.add_new(offset, vr, _WORDS[vr])
-    dataset.PatientID, dataset.IssuerOfPatientID = f"{IDENTIFIER}-{number}", f"{TEXT}ISSUER"
-    dataset.AccessionNumber, dataset.PatientName = f"{IDENTIFIER}A{number}", NAME
-    return filled
+    return found
 
 
 def _item(tag: int, depth: int) -> Dataset:
     item = Dataset()
-    item.PatientName, item.CodeMeaning, item.PatientBirthDate = NAME, _WORDS["LO"], DATE
+    item.PatientName, item.PatientBirthDate = NAME, DATE
     item.ReferencedSOPInstanceUID, item.TextValue = f"{UID_ROOT}.{tag}", _WORDS["UT"]
     if depth:
         item.add_new(tag, "SQ", Sequence([_item(tag, depth - 1)]))
