@@ -19,6 +19,7 @@ from PIL import Image
 from client.intake.run import take_in
 from client.intake.sources import folder_items
 from client.settings import SiteFolder, new_site
+from multimix.data.dicom_pixels import decoded
 from multimix.data.phantom import default_hospitals, draw_phantom
 from multimix.data.phantom_dicom import PhantomDicom, dicom_bytes, phantom_dataset
 from multimix.data.pseudonyms import Pseudonyms, read_or_make_secret
@@ -47,8 +48,8 @@ def write_files(folder: Path, *, count: int, side: int, encodings: tuple[str, ..
 
 
 def decode_and_resize(file: str) -> int:
-    """Do the least that any intake must: decode with pydicom, resize with Pillow."""
-    array = pydicom.dcmread(file).pixel_array
+    """Do the least that any intake must: decode, by the same decoders, and resize with Pillow."""
+    array = decoded(pydicom.dcmread(file))
     small = Image.fromarray(array.astype(np.float32)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
     return int(np.asarray(small).sum())
 

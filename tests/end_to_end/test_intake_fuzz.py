@@ -24,7 +24,6 @@ from pydicom.pixels import get_decoder
 from pydicom.uid import (
     JPEG2000,
     UID,
-    ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
@@ -33,7 +32,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from client.intake.examine import Examined, Item, Rules
+from client.intake.examine import Item, Rules
 from client.intake.reasons import REASONS
 from client.intake.workers import Limits, Workers
 from multimix.data.decode import Preprocessing
@@ -46,7 +45,12 @@ MARGIN_S = 5.0  # to notice, to end a worker and to start another on a busy mach
 LARGEST_BYTES = 100_000
 SIDE = 160  # pixels that are left of a larger image
 RULES = Rules(secret=b"fuzz" * 8, preprocessing=Preprocessing(image_size=64), without_preamble=True)
-CHEST = {"Modality": "CR", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.1", "BodyPartExamined": "CHEST", "ViewPosition": "PA"}
+CHEST = {
+    "Modality": "CR",
+    "SOPClassUID": "1.2.840.10008.5.1.4.1.1.1",
+    "BodyPartExamined": "CHEST",
+    "ViewPosition": "PA",
+}
 ENCODERS = {
     JPEG2000Lossless: ("pylibjpeg", {}),
     JPEG2000: ("pylibjpeg", {"j2k_cr": [4]}),
@@ -107,9 +111,10 @@ def retagged(data: bytes) -> bytes:
                 return b""
             for keyword, value in CHEST.items():
                 setattr(dataset, keyword, value)
+            dataset.SOPInstanceUID = dataset.get("SOPInstanceUID") or "1.2.3.4.5"
             file = io.BytesIO()
             dataset.save_as(file)
-    except Exception:
+    except Exception:  # noqa: BLE001  (some are damaged already)
         return b""
     return file.getvalue()
 
@@ -119,12 +124,16 @@ def phantoms() -> list[bytes]:
     image = np.random.default_rng(0).integers(0, 256, (96, 80), np.uint8)
     image[8:80, 8:60] = np.linspace(0, 255, 52, dtype=np.uint8)
     options = [
-        PhantomDicom(transfer_syntax=name, bits_stored=8 if name == "jpeg_baseline" else 12, padding=name == "rle_lossless")
+        PhantomDicom(
+            transfer_syntax=name, bits_stored=8 if name == "jpeg_baseline" else 12, padding=name == "rle_lossless"
+        )
         for name in TRANSFER_SYNTAXES
     ]
     options += [PhantomDicom(modality="CR", modality_lut=kind, monochrome=1) for kind in ("rescale", "lut")]
     datasets = [
-        phantom_dataset(image, patient_id=f"FUZZPATIENT{i}", accession=f"FUZZACC{i}", seed=i, options=each, patient_name="FUZZ^NAME")
+        phantom_dataset(
+            image, patient_id=f"FUZZPATIENT{i}", accession=f"FUZZACC{i}", seed=i, options=each, patient_name="FUZZ^NAME"
+        )
         for i, each in enumerate(options)
     ]
     masks = [lung_segmentation(datasets[0], image > 128, segments=kind) for kind in ("lung", "left_right", "heart")]
@@ -256,7 +265,9 @@ def identifiers(originals: list[bytes]) -> list[bytes]:
         warnings.simplefilter("ignore")
         for data in originals:
             dataset = pydicom.dcmread(io.BytesIO(data), force=True, stop_before_pixels=True)
-            elements = [each for each in dataset.iterall() if each.VR in {"PN", "UI", "DA", "DT", "LO", "SH", "ST", "LT"}]
+            elements = [
+                each for each in dataset.iterall() if each.VR in {"PN", "UI", "DA", "DT", "LO", "SH", "ST", "LT"}
+            ]
             found.update(part for each in elements for part in str(each.value).split("^"))
     chance = re.compile("[0-9a-f]{,7}|1.2.840.10008..*")  # may stand in a keyed hash; UIDs that the standard defines
     return [name.encode() for name in sorted(found) if len(name) > 5 and not chance.fullmatch(name)]
@@ -286,10 +297,10 @@ def test_the_damage_reaches_headers_and_decoders(outcomes):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_ten_thousand_damaged_files_end_kept_or_with_a_known_reason_within_ten_minutes(capsys):
+def test_ten_thousand_damaged_files_end_kept_or_with_a_known_reason_within_eight_minutes(capsys):
     outcomes = intake_of(10_000, seed=1)
     with capsys.disabled():
         counts = ", ".join(f"{count} {reason or 'kept'}" for reason, count in outcomes.reasons.most_common())
         print(f"\n10,000 damaged files in {outcomes.total_s:.0f} s, longest wait {outcomes.longest_s:.1f} s: {counts}")
     check(outcomes, 10_000)
-    assert outcomes.total_s < 600
+    assert outcomes.total_s < 480

@@ -1,20 +1,19 @@
 """An intake that is killed at any moment leaves a site that opens, and the next one completes it as if nothing was.
 
-The command runs in a process group of its own, which SIGKILL ends: at moments drawn from a seed over the whole length of an
-undisturbed run. Outcomes are committed every few files instead of every 64, so that kills meet many states.
+SIGKILL ends the command, with or without the processes it has started, at moments drawn from a seed over the whole
+length of an undisturbed run (tests/end_to_end/killable.py).
 """
 
 import hashlib
 import os
 import random
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
@@ -22,11 +21,10 @@ import pytest
 
 from multimix.data.phantom_dicom import PhantomDicom, write_phantom_dicoms
 from multimix.data.store import CURRENT, open_store
+from tests.end_to_end.killable import Commands, gone
 
 SIZE = 32
 RECORD_BYTES = SIZE * SIZE
-COMMAND = "import client.intake.run as run; run.COMMIT_ITEMS = 7; from client.cli import app; app()"
-FEW_SECONDS = 5.0
 HANGING = """
 import sys
 from pathlib import Path
@@ -38,63 +36,31 @@ with Workers(Rules(secret=b"k" * 32, preprocessing=Preprocessing(32)), Limits(wo
 """
 
 
-# ------------------------------------------------------------------------------------------------------ the command
+@dataclass
 class Site:
-    """A site folder and the commands on it."""
+    """A site folder, the phantoms it takes in, and the commands on it."""
 
-    def __init__(self, path: Path, source: Path):
-        self.path, self.source = path, source
+    path: Path
+    source: Path
+    commands: Commands
+    seconds: float = 0.0  # that the last command took
 
-    def start(self, *command: str, stdin: bytes = b"") -> subprocess.Popen:
-        """Start a command in a session, and so a process group, of its own."""
-        process = subprocess.Popen(
-            [sys.executable, "-c", COMMAND, *command, "--site", str(self.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            start_new_session=True,
-        )
-        process.stdin.write(stdin)
-        process.stdin.close()
-        return process
+    def run(self, *arguments: str, text: str = "") -> None:
+        self.seconds = self.commands.run(*arguments, "--site", str(self.path), text=text)
 
-    def run(self, *command: str, stdin: bytes = b"") -> None:
-        with self.start(*command, stdin=stdin) as process:
-            words = process.stderr.read().decode()
-        assert process.returncode == 0, words
+    def kill(self, rng: random.Random, undisturbed_s: float, *arguments: str, text: str = "") -> bool:
+        """Kill a command at a moment of its run, all its processes or the first alone; whether it was still running."""
+        after_s = rng.triangular(0.05, 1.1 * undisturbed_s, undisturbed_s)
+        return self.commands.kill(after_s, *arguments, "--site", str(self.path), text=text, group=rng.random() < 0.7)
 
-    def intake(self) -> tuple[str, ...]:
-        return ("intake", str(self.source / "DICOM"), "--labels", str(self.source / "labels.csv"))
+    def intake(self, folder: str = "DICOM") -> tuple[str, ...]:
+        return ("intake", str(self.source / folder), "--labels", str(self.source / "labels.csv"))
 
-    def killed(self, after_s: float, *command: str, stdin: bytes = b"", group: bool = True) -> bool:
-        """Kill a command after a while; whether it was still running."""
-        with self.start(*command, stdin=stdin) as process:
-            try:
-                process.wait(after_s)
-            except subprocess.TimeoutExpired:
-                (os.killpg if group else os.kill)(process.pid, signal.SIGKILL)
-                process.wait()
-        assert gone(process.pid)
-        return process.returncode == -signal.SIGKILL
-
-
-def members(session: int) -> list[str]:
-    """Return the processes of a session, zombies apart; the kernel shows it of processes that hide all else."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            state, _, _, its = path.read_text().rpartition(")")[2].split()[:4]
-            found += [path.parent.name] if its == str(session) and state != "Z" else []
-    return found
-
-
-def gone(session: int) -> bool:
-    """Wait a few seconds for the last process of a session to end; whether it did."""
-    deadline = time.monotonic() + FEW_SECONDS
-    while members(session) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not members(session)
+    def copied(self, path: Path) -> "Site":
+        """Return a copy; pseudonyms and hashes of the two are comparable."""
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(self.path, path, symlinks=True)
+        return Site(path, self.source, self.commands)
 
 
 # ------------------------------------------------------------------------------------------- what a site then holds
@@ -148,7 +114,9 @@ def leftovers(site: Site) -> list[str]:
         counts = dict(index.execute("SELECT kind || 's.u8', count(*) FROM items WHERE kind != 'nothing' GROUP BY kind"))
     found = [path.name for path in site.path.rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"]
     found += [path.name for path in (site.path / "intake").glob("pool-*") if path.name != f"pool-{pool}"]
-    sizes = {path.name: path.stat().st_size // RECORD_BYTES for path in (site.path / "intake" / f"pool-{pool}").iterdir()}
+    sizes = {
+        path.name: path.stat().st_size // RECORD_BYTES for path in (site.path / "intake" / f"pool-{pool}").iterdir()
+    }
     return found + [f"{name}: {sizes[name]} of {counts[name]}" for name in sizes if sizes[name] != counts[name]]
 
 
@@ -158,31 +126,35 @@ def source(tmp_path_factory):
     """60 phantoms of 30 patients, a third without a view, with masks and labels; a folder of half of them."""
     folder = tmp_path_factory.mktemp("source") / "phantoms"
     options = (PhantomDicom(), PhantomDicom(transfer_syntax="rle_lossless"), PhantomDicom(view=""))
-    write_phantom_dicoms(folder, patients=30, images_per_patient=2, image_size=96, seed=5, options=options, with_masks=True)
+    write_phantom_dicoms(
+        folder, patients=30, images_per_patient=2, image_size=96, seed=5, options=options, with_masks=True
+    )
     for patient in sorted((folder / "DICOM").iterdir())[::2]:
         shutil.copytree(patient, folder / "half" / patient.name)
     return folder
 
 
 @pytest.fixture(scope="module")
-def undisturbed(source, tmp_path_factory):
-    """A site that nothing disturbed, and the seconds its intake took."""
-    site = Site(tmp_path_factory.mktemp("undisturbed") / "site", source)
-    subprocess.run([sys.executable, "-c", COMMAND, "init", "undisturbed", "--site", site.path, "--image-size", str(SIZE)], check=True)
-    site.run("review")  # once for the cache of compiled modules
-    empty = site.path.with_name("empty")
-    shutil.copytree(site.path, empty)
-    started = time.monotonic()
-    site.run(*site.intake())
-    site.seconds, site.empty = time.monotonic() - started, empty
+def commands(tmp_path_factory):
+    started = Commands(tmp_path_factory.mktemp("commands"))
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def empty(source, commands, tmp_path_factory):
+    """A site without images."""
+    site = Site(tmp_path_factory.mktemp("empty") / "site", source, commands)
+    site.run("init", "undisturbed", "--image-size", str(SIZE))
     return site
 
 
-def fresh(undisturbed: Site, path: Path) -> Site:
-    """Return an empty site with the same secret, whose pseudonyms and hashes are therefore the same."""
-    shutil.rmtree(path, ignore_errors=True)
-    shutil.copytree(undisturbed.empty, path)
-    return Site(path, undisturbed.source)
+@pytest.fixture(scope="module")
+def undisturbed(empty, tmp_path_factory):
+    """A site that nothing disturbed."""
+    site = empty.copied(tmp_path_factory.mktemp("undisturbed") / "site")
+    site.run(*site.intake())
+    return site
 
 
 def holds_part_of(site: Site, whole: Site) -> None:
@@ -197,22 +169,18 @@ def holds_all_of(site: Site, whole: Site) -> None:
     assert leftovers(site) == []
 
 
-def half(site: Site) -> Sequence[str]:
-    return ("intake", str(site.source / "half"), *site.intake()[2:])
-
-
-def kill_intakes(undisturbed: Site, path: Path, *, kills: int, seed: int) -> int:
-    """Kill intakes, complete each that got through, and the last one; return how many commits survived a kill."""
-    rng, site, done, partial = random.Random(seed), fresh(undisturbed, path), 0, 0
+def kill_intakes(empty: Site, undisturbed: Site, path: Path, *, kills: int, seed: int) -> int:
+    """Kill intakes, start again when one is complete, complete the last; return how many left a part of the images."""
+    rng, site, done, partial = random.Random(seed), empty.copied(path), 0, 0
     while done < kills:
-        command = rng.choice((half(site), site.intake()))
-        if site.killed(rng.triangular(0.05, 1.1 * undisturbed.seconds, undisturbed.seconds), *command, group=rng.random() < 0.7):
+        folder = rng.choice(("half", "DICOM"))
+        if site.kill(rng, undisturbed.seconds, *site.intake(folder)):
             done += 1
             holds_part_of(site, undisturbed)
             partial += 0 < len(journal_of(site)) < len(journal_of(undisturbed))
-        elif len(journal_of(site)) == len(journal_of(undisturbed)):
+        elif folder == "DICOM":
             holds_all_of(site, undisturbed)
-            site = fresh(undisturbed, path)
+            site = empty.copied(path)
     site.run(*site.intake())
     holds_all_of(site, undisturbed)
     return partial
@@ -225,8 +193,10 @@ def test_the_undisturbed_intake_holds_every_phantom_and_mask_once(undisturbed):
     assert leftovers(undisturbed) == []
 
 
-def test_intakes_killed_at_any_moment_leave_sites_that_open_and_that_the_next_intake_completes(undisturbed, tmp_path):
-    partial = kill_intakes(undisturbed, tmp_path / "killed", kills=12, seed=0)
+def test_intakes_killed_at_any_moment_leave_sites_that_open_and_that_the_next_intake_completes(
+    empty, undisturbed, tmp_path
+):
+    partial = kill_intakes(empty, undisturbed, tmp_path / "killed", kills=12, seed=0)
     assert partial > 0
 
 
@@ -256,32 +226,23 @@ def writing_end(pipe: Path) -> int:
 # -------------------------------------------------------------------------------------------------------------- slow
 @pytest.fixture(scope="module")
 def accepted(undisturbed, tmp_path_factory):
-    """A copy of the undisturbed site with everything that waited accepted, and the seconds that took."""
-    site = copy(undisturbed, tmp_path_factory.mktemp("accepted") / "site")
-    started = time.monotonic()
+    """A copy of the undisturbed site with everything that waited accepted."""
+    site = undisturbed.copied(tmp_path_factory.mktemp("accepted") / "site")
     site.run("review", "accept", "--all")
-    site.seconds = time.monotonic() - started
     return site
 
 
 @pytest.fixture(scope="module")
-def purged(accepted, tmp_path_factory):
-    """A copy of that with one patient purged, and the seconds that took."""
-    site = copy(accepted, tmp_path_factory.mktemp("purged") / "site")
-    started = time.monotonic()
-    site.run("purge", "--patient", stdin=a_patient(site.source))
-    site.seconds = time.monotonic() - started
+def patient(source):
+    return str(pydicom.dcmread(next((source / "DICOM" / "PAT00003").rglob("*.dcm"))).PatientID)
+
+
+@pytest.fixture(scope="module")
+def purged(accepted, patient, tmp_path_factory):
+    """A copy of that with one patient purged."""
+    site = accepted.copied(tmp_path_factory.mktemp("purged") / "site")
+    site.run("purge", "--patient", text=patient)
     return site
-
-
-def copy(site: Site, path: Path) -> Site:
-    shutil.rmtree(path, ignore_errors=True)
-    shutil.copytree(site.path, path, symlinks=True)
-    return Site(path, site.source)
-
-
-def a_patient(source: Path) -> bytes:
-    return str(pydicom.dcmread(next((source / "DICOM" / "PAT00003").rglob("*.dcm"))).PatientID).encode()
 
 
 def records(site: Site) -> set[str]:
@@ -292,18 +253,17 @@ def records(site: Site) -> set[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_forty_killed_intakes_leave_sites_that_open_and_that_the_next_intake_completes(undisturbed, tmp_path):
-    assert kill_intakes(undisturbed, tmp_path / "killed", kills=40, seed=1) > 4
+def test_forty_killed_intakes_leave_sites_that_open_and_that_the_next_intake_completes(empty, undisturbed, tmp_path):
+    assert kill_intakes(empty, undisturbed, tmp_path / "killed", kills=40, seed=1) > 4
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_review_killed_while_it_accepts_is_done_or_not_and_can_be_repeated(undisturbed, accepted, tmp_path):
     rng, done = random.Random(2), 0
-    while done < 10:
-        site = copy(undisturbed, tmp_path / "review")
-        after_s = rng.triangular(0.05, 1.1 * accepted.seconds, accepted.seconds)
-        if site.killed(after_s, "review", "accept", "--all", group=rng.random() < 0.7):
+    while done < 20:
+        site = undisturbed.copied(tmp_path / "review")
+        if site.kill(rng, accepted.seconds, "review", "accept", "--all"):
             done += 1
             assert store_of(site) in (store_of(undisturbed), store_of(accepted))
             assert journal_of(site) == journal_of(accepted)
@@ -313,22 +273,19 @@ def test_a_review_killed_while_it_accepts_is_done_or_not_and_can_be_repeated(und
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_purge_that_is_killed_is_done_or_not_and_the_next_command_finishes_it(accepted, purged, tmp_path):
+def test_a_purge_that_is_killed_is_done_or_not_and_the_next_command_finishes_it(accepted, purged, patient, tmp_path):
     rng, done = random.Random(3), 0
-    gone_pixels = records(accepted) - records(purged)
-    assert len(gone_pixels) == 2 + 1
-    while done < 10:
-        site = copy(accepted, tmp_path / "purge")
-        after_s = rng.triangular(0.05, 1.1 * purged.seconds, purged.seconds)
-        patient = a_patient(site.source)
-        if site.killed(after_s, "purge", "--patient", stdin=patient, group=rng.random() < 0.7):
+    removed = records(accepted) - records(purged)
+    assert len(removed) == 2 + 1  # two images and their mask
+    while done < 20:
+        site = accepted.copied(tmp_path / "purge")
+        if site.kill(rng, purged.seconds, "purge", "--patient", text=patient):
             done += 1
             assert store_of(site) in (store_of(accepted), store_of(purged))
             assert journal_of(site) in (journal_of(accepted), journal_of(purged))
-            site.run(*site.intake())
+            site.run(*site.intake())  # the patient's files are still in the folder, labels and mask in the labels file
             if store_of(site) != store_of(purged):
-                site.run("purge", "--patient", stdin=patient)
+                site.run("purge", "--patient", text=patient)
+                site.run(*site.intake())
             holds_all_of(site, purged)
-            site.run(*site.intake())  # its files are still in the folder, its labels and mask in the labels file
-            holds_all_of(site, purged)
-            assert not gone_pixels & records(site)
+            assert not removed & records(site)
