@@ -22,7 +22,6 @@ from client.settings import SiteFolder, new_site
 from multimix.data.dicom_pixels import decoded
 from multimix.data.phantom import default_hospitals, draw_phantom
 from multimix.data.phantom_dicom import PhantomDicom, dicom_bytes, phantom_dataset
-from multimix.data.pseudonyms import Pseudonyms, read_or_make_secret
 
 SIZE = 256
 MATRIX = 1760  # of the CR images in shared/data/dicom
@@ -74,7 +73,7 @@ def intake_s(source: Path, folder: Path, workers: int) -> tuple[float, SiteFolde
 
 def again_s(source: Path, site: SiteFolder) -> float:
     """Return the seconds of an intake into a site."""
-    pseudonyms = Pseudonyms(read_or_make_secret(site.secret))
+    pseudonyms = site.pseudonyms()
     started = time.perf_counter()
     summary = take_in(site, folder_items(source, pseudonyms))
     seconds = time.perf_counter() - started

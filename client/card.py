@@ -46,7 +46,9 @@ def site_card(hospital: Hospital, store: Store, policy: SitePolicy, *, device: s
         synthetic=synthetic,
         device=device,
         image_size=store.image_size,
-        images=_images(len(hospital.rows), everyone, minimum),
+        images=_images(
+            len(hospital.rows), everyone, minimum, hidden=any(name.startswith("images.") for name in withheld)
+        ),
         patients=everyone,
         training_patients=training,
         labelled_patients=ClassCounts(**labelled),
@@ -60,9 +62,12 @@ def site_card(hospital: Hospital, store: Store, policy: SitePolicy, *, device: s
     )
 
 
-def _images(images: int, everyone: int, minimum: int) -> int:
-    """Return the images, or the patients if the difference would count the few who have several images."""
-    return everyone if images - everyone < minimum else images
+def _images(images: int, everyone: int, minimum: int, *, hidden: bool) -> int:
+    """Return the images, or the patients if the difference would count the few who have several images.
+
+    `hidden` says that a cell of the histogram of images is: it would follow from the number of images.
+    """
+    return everyone if hidden or images - everyone < minimum else images
 
 
 def _pools(hospital: Hospital, store: Store, convention: str | None) -> Pools:

@@ -1,5 +1,7 @@
 """How the site's commands speak: figures on standard output, words on standard error, nothing private on either."""
 
+import errno
+import sqlite3
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +42,11 @@ def discreet() -> Iterator[None]:
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except (typer.Exit, typer.Abort):
         raise
+    except (OSError, sqlite3.Error) as error:
+        full = getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT} or "full" in str(error)
+        remedy = "Free space on the disk" if full else "Check that this user may write in the site folder"
+        _say("disk_full" if full else "cannot_write", f"{remedy}, and run it again ({_place(error)}).")
+        raise typer.Exit(EXIT_INPUT) from None
     except Exception as error:  # noqa: BLE001  (its text may name a patient)
         _say("internal_error", f"{type(error).__name__} at {_place(error)}. Please report this line.")
         raise typer.Exit(EXIT_INTERNAL) from None
@@ -55,7 +62,7 @@ def _paragraph(error: InputError) -> str:
         return str(error)
     if isinstance(error, ManifestError) and error.cell is not None:
         return f"Manifest, row {error.cell[0]}, column {error.cell[1]}. docs/data.md explains the columns."
-    return "docs/site-data.md explains the reason codes."
+    return "Check the files that the command names: that they are there, readable, and as docs/data.md describes."
 
 
 def _place(error: BaseException) -> str:

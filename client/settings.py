@@ -6,6 +6,7 @@ Secrets are never in it: passwords and keys are files of their own, named here.
 import grp
 import os
 import tomllib
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -13,6 +14,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from client.intake.examine import Rules
+from client.intake.journal import JOURNAL, Journal, open_journal
 from client.intake.pacs import Pacs
 from client.intake.receiver import Receiver
 from client.intake.workers import Limits
@@ -22,7 +24,7 @@ from multimix.contract.messages import Name
 from multimix.data.decode import Preprocessing
 from multimix.data.manifest import MEDIASTINUM_EXCLUDED
 from multimix.data.manifest import Label as LabelName
-from multimix.data.pseudonyms import read_or_make_secret
+from multimix.data.pseudonyms import Pseudonyms, read_or_make_secret
 from multimix.errors import SiteError
 from multimix.files import write_atomically
 
@@ -34,7 +36,7 @@ class IntakeSettings(Frozen):
 
     workers: Annotated[int, Field(ge=0, le=256)] = 0  # 0: one for each processor
     seconds_per_file: Annotated[float, Field(gt=0, le=600)] = 20.0
-    memory_mib: Annotated[int, Field(ge=512)] = 2048  # of address space, for each worker
+    memory_mib: Annotated[int, Field(ge=1024)] = 2048  # of address space, for each worker
     maximum_pixels: Annotated[int, Field(ge=4096)] = 64_000_000
     maximum_bytes: Annotated[int, Field(ge=1024)] = 512 << 20
 
@@ -110,6 +112,23 @@ class SiteFolder:
         """DICOM files that a PACS has sent and intake has not taken in yet."""
         return self.path / "received"
 
+    def pseudonyms(self) -> Pseudonyms:
+        """The keyed hashes of this site; a secret is made only where nothing was taken in yet.
+
+        Raises:
+            SiteError: `secret_missing`, `secret_unusable`, `secret_not_private`.
+        """
+        if not self.secret.exists() and (self.intake / JOURNAL).exists():
+            raise SiteError(
+                "secret_missing", "site.secret is gone, and without it no patient is known again. Restore its backup."
+            )
+        return Pseudonyms(read_or_make_secret(self.secret))
+
+    def journal(self, *, rules: str = "") -> AbstractContextManager[Journal]:
+        """Open the site's journal, alone; see `client.intake.journal.open_journal`."""
+        owner = self.pseudonyms().of("owner of the journal")
+        return open_journal(self.intake, self.settings.preprocessing, rules=rules, owner=owner)
+
     @property
     def group(self) -> int | None:
         """The number of the group that may read the store."""
@@ -117,6 +136,7 @@ class SiteFolder:
 
     def rules(self, *, without_preamble: bool = False) -> Rules:
         """What the workers have to know."""
+        self.pseudonyms()  # refuses where the secret is gone
         return Rules(
             secret=read_or_make_secret(self.secret),
             preprocessing=self.settings.preprocessing,

@@ -4,7 +4,7 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -15,19 +15,36 @@ import typer
 from client.console import EXIT_INTERRUPTED, counting, discreet, err, figures, out, table
 from client.intake.examine import Item
 from client.intake.generation import write_generation
-from client.intake.journal import Label, locked, open_journal
+from client.intake.journal import Label, locked
 from client.intake.labels import read_labels
-from client.intake.purge import Proof, finish_purge, purge_everything, remove_pages, remove_patient, search
+from client.intake.purge import (
+    Proof,
+    compact,
+    finish_purge,
+    forget_rivals,
+    purge_everything,
+    remove_pages,
+    remove_patient,
+    search,
+)
 from client.intake.reasons import REASONS
 from client.intake.receiver import spool_files
 from client.intake.review import Queue, resolve_ids
 from client.intake.run import Summary, take_in
-from client.intake.sources import folder_items, manifest_items, manifest_labels, mask_items, pacs_items, spool_items
+from client.intake.sources import (
+    file_key,
+    folder_items,
+    manifest_items,
+    manifest_labels,
+    mask_items,
+    pacs_items,
+    spool_items,
+)
 from client.settings import SiteFolder, open_site
-from multimix.data.dicom import patient_key, uid_key
+from multimix.data.dicom import number_key, patient_key, uid_key
 from multimix.data.manifest import read_manifest
-from multimix.data.pseudonyms import Pseudonyms, read_or_make_secret
-from multimix.errors import SiteError
+from multimix.data.pseudonyms import Pseudonyms
+from multimix.errors import SiteError, StoreError
 
 SiteOption = Annotated[
     Path, typer.Option("--site", "-s", envvar="MULTIMIX_SITE", help="The site's folder, made by `init`.")
@@ -37,8 +54,9 @@ HERE = Path("site")
 
 
 def intake(
-    source: Annotated[
-        Path | None, typer.Argument(help="Folder of DICOM files of any depth, or a CSV manifest of PNG or JPEG files.")
+    sources: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders of DICOM files of any depth, or CSV manifests of PNG or JPEG files."),
     ] = None,
     pacs: Annotated[bool, typer.Option("--pacs", help="Query the DICOMweb archive of site.toml.")] = False,
     received: Annotated[bool, typer.Option("--received", help="Take in what `receive` has put down.")] = False,
@@ -59,15 +77,14 @@ def intake(
     with discreet():
         folder = open_site(site)
         summary = run_intake(
-            folder, source=source, pacs=pacs, received=received, labels=labels, without_preamble=without_preamble
+            folder, *(sources or ()), pacs=pacs, received=received, labels=labels, without_preamble=without_preamble
         )
         show_summary(summary, as_json=as_json)
 
 
 def run_intake(
     site: SiteFolder,
-    *,
-    source: Path | None = None,
+    *sources: Path,
     pacs: bool = False,
     received: bool = False,
     labels: Path | None = None,
@@ -79,8 +96,8 @@ def run_intake(
         SiteError: a source, label or setting cannot be used.
         ManifestError: the manifest cannot be used.
     """
-    pseudonyms = Pseudonyms(read_or_make_secret(site.secret))
-    rows, items = _gathered(site, pseudonyms, source, labels)
+    pseudonyms = site.pseudonyms()
+    rows, items = _gathered(site, pseudonyms, sources, labels)
 
     def everything() -> Iterator[Item]:
         yield from items
@@ -103,25 +120,28 @@ def run_intake(
 
 
 def _gathered(
-    site: SiteFolder, pseudonyms: Pseudonyms, source: Path | None, labels: Path | None
+    site: SiteFolder, pseudonyms: Pseudonyms, sources: Sequence[Path], labels: Path | None
 ) -> tuple[Mapping[str, list[Label]], Iterator[Item]]:
-    """Return the labels by origin, and the items of folder, manifest and labels file, images before masks."""
+    """Return the labels by origin, and the items of folders, manifests and labels file, images before masks."""
     rows: dict[str, list[Label]] = {}
     parts: list[Iterator[Item]] = []
     masks: dict[str, Path] = {}
-    if source is not None and source.is_dir():
-        parts.append(folder_items(source, pseudonyms))
-    elif source is not None and source.suffix.lower() == ".csv":
-        records, root = read_manifest(source), source.parent
-        parts.append(manifest_items(records, root, pseudonyms))
-        origin = pseudonyms.of("manifest", str(source.resolve()))  # another manifest adds to this one
-        rows[origin], masks = manifest_labels(records, root, pseudonyms)
-    elif source is not None:
-        raise SiteError("source_missing", "The source is neither a folder nor a CSV manifest. Correct the path.")
+    others: set[str] = set()
     if labels is not None:
         read = read_labels(labels, pseudonyms, label_map=site.settings.label_map)
-        rows["labels"] = list(read.labels)
-        masks.update(read.masks)
+        rows["labels"], masks = list(read.labels), dict(read.masks)
+        others = {*masks, file_key(pseudonyms, labels.resolve())}
+    for source in sources:
+        if source.is_dir():
+            parts.append(folder_items(source, pseudonyms, without=others))
+        elif source.suffix.lower() == ".csv":
+            records, root = read_manifest(source), source.parent
+            parts.append(manifest_items(records, root, pseudonyms))
+            origin = pseudonyms.of("manifest", str(source.resolve()))  # another manifest adds to this one
+            rows[origin], named = manifest_labels(records, root, pseudonyms)
+            masks.update(named)
+        else:
+            raise SiteError("source_missing", "A source is neither a folder nor a CSV manifest. Correct the path.")
     parts.append(mask_items(masks.items()))
     return rows, (item for part in parts for item in part)
 
@@ -183,7 +203,11 @@ def receive(
             signal.signal(number, lambda *_: stop.set())
 
         def take() -> None:
-            summary = run_intake(folder, received=True)
+            try:
+                summary = run_intake(folder, received=True)
+            except (SiteError, StoreError) as error:  # somebody else works on the site: the files wait
+                err.print(f"{datetime.now().astimezone():%H:%M:%S}  not now ({error.reason})", highlight=False)
+                return
             counts = ", ".join(f"{count} {name}" for name, count in sorted(summary.outcomes.items()))
             err.print(f"{datetime.now().astimezone():%H:%M:%S}  {counts or 'nothing new'}", highlight=False)
             if once:
@@ -206,7 +230,7 @@ def list_queue(context: typer.Context, site: SiteOption = HERE, as_json: JsonOpt
         return
     with discreet():
         folder = open_site(site)
-        with open_journal(folder.intake, folder.settings.preprocessing) as journal:
+        with folder.journal() as journal:
             queue = Queue.of(journal)
             sheet = queue.draw(journal, folder.path / "review.png") if queue.images else None
         if as_json:
@@ -232,7 +256,8 @@ def accept(
     with discreet():
         if view not in {None, "PA", "AP", "frontal"}:
             raise SiteError("view_unknown", "--view is PA, AP or frontal.")
-        _decide(site or context.obj, images, everything=everything, decision="accept", view=view)
+        folder = open_site(site or context.obj)
+        _show_decided(folder, "accepted", _accept(folder, images or [], view or "", everything=everything))
 
 
 @review.command()
@@ -242,25 +267,41 @@ def reject(
     everything: Annotated[bool, typer.Option("--all", help="All that wait.")] = False,
     site: Annotated[Path | None, typer.Option("--site", "-s", help="The site's folder, made by `init`.")] = None,
 ) -> None:
-    """Reject images: their pixels are overwritten, and the same file is not asked about again."""
+    """Reject images that wait, or accepted ones by their name on site.html (a12): their pixels are removed.
+
+    The same file is not asked about again; a corrected export of it is taken in.
+    """
     with discreet():
-        _decide(site or context.obj, images, everything=everything, decision="rejected", view=None)
+        folder = open_site(site or context.obj)
+        _show_decided(folder, "rejected", _reject(folder, images or [], everything=everything))
 
 
-def _decide(path: Path, names: list[str] | None, *, everything: bool, decision: str, view: str | None) -> None:
-    folder = open_site(path)
-    with open_journal(folder.intake, folder.settings.preprocessing) as journal:
+def _accept(folder: SiteFolder, names: list[str], view: str, *, everything: bool) -> int:
+    with folder.journal() as journal:
         finish_purge(folder, journal)
-        chosen = resolve_ids(Queue.of(journal), names or [], everything=everything)
-        for image in chosen:
-            journal.decide([image.id], decision, view or image.view or "frontal")
-        if decision == "rejected":
-            for image in chosen:
-                journal.images.blank(image.record)
+        chosen = resolve_ids(Queue.of(journal), names, everything=everything)
+        journal.accept([image.id for image in chosen], view)
         journal.commit()
+    return len(chosen)
+
+
+def _reject(folder: SiteFolder, names: list[str], *, everything: bool) -> int:
+    with folder.journal() as journal:
+        finish_purge(folder, journal)
+        chosen = resolve_ids(Queue.of(journal, accepted=True), names, everything=everything)
+        journal.reject([image.id for image in chosen])
+        forget_rivals(journal)
+        compact(journal)  # the arrays are written anew without the rejected: a reader may have the old ones open
+    return len(chosen)
+
+
+def _show_decided(folder: SiteFolder, what: str, count: int) -> None:
+    with folder.journal() as journal:
+        finish_purge(folder, journal)
         holdings = write_generation(folder, journal)
+        remove_pages(folder)
         Queue.of(journal).draw(journal, folder.path / "review.png")
-    figures({decision: len(chosen), "waiting": holdings.review, "images": holdings.images})
+    figures({what: count, "waiting": holdings.review, "images": holdings.images})
 
 
 def purge(
@@ -271,7 +312,9 @@ def purge(
     instance: Annotated[
         bool, typer.Option("--instance", help="Remove the patient of an image; its SOP instance UID is asked for.")
     ] = False,
-    issuer: Annotated[str, typer.Option(help="Issuer of the patient identifier, if the DICOM files name one.")] = "",
+    issuer: Annotated[
+        str, typer.Option(help="Only the patient with this issuer of the identifier; else all of that number.")
+    ] = "",
     everything: Annotated[
         bool, typer.Option("--everything", help="Remove all images, the journal, the secret.")
     ] = False,
@@ -315,20 +358,26 @@ def purge_patient(site: SiteFolder, identifier: str, issuer: str = "", *, instan
     Raises:
         SiteError: `patient_unknown`, `intake_running`; `received_waiting` if files lie in the spool, unread.
     """
-    if any(spool_files(site.received)):
+    if site.received.is_dir() and any(site.received.iterdir()):  # half-received ones are of a stopped receiver
+        for partial in site.received.glob(".*"):
+            partial.unlink(missing_ok=True)
+    if spool_files(site.received):
         raise SiteError(
             "received_waiting",
             "Received files wait, and may be the patient's. Run multimix-site intake --received first.",
         )
-    pseudonyms = Pseudonyms(read_or_make_secret(site.secret))
-    with open_journal(site.intake, site.settings.preprocessing) as journal:
+    pseudonyms = site.pseudonyms()
+    with site.journal() as journal:
         finish_purge(site, journal)
-        patient = patient_key(pseudonyms, identifier, issuer)
         if instance:
             uid = uid_key(pseudonyms, identifier)
-            patient = next((image.patient for image in journal.kept_images() if image.uid == uid), "")
-        gone = remove_patient(journal, pseudonyms, patient)
-    with open_journal(site.intake, site.settings.preprocessing) as journal:
+            patients = [image.patient for image in journal.kept_images() if image.uid == uid]
+        elif issuer:
+            patients = [patient_key(pseudonyms, identifier, issuer)]
+        else:
+            patients = journal.patients_of(number_key(pseudonyms, identifier))
+        gone = remove_patient(journal, pseudonyms, *patients)
+    with site.journal() as journal:
         finish_purge(site, journal)
     remove_pages(site)
     return search(site, gone)

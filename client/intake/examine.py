@@ -20,7 +20,7 @@ from multimix.data.decode import (
     square_lung,
 )
 from multimix.data.dicom import DicomError, Keys, parse_header
-from multimix.data.dicom_pixels import PIXEL_VERSION, fit_radiograph
+from multimix.data.dicom_pixels import PIXEL_VERSION, SYNTAXES, decodable, fit_radiograph
 from multimix.data.dicom_seg import lung_of
 from multimix.data.manifest import Record, UInt8
 from multimix.data.pseudonyms import Pseudonyms
@@ -29,7 +29,6 @@ from multimix.data.radiographs import SEGMENTATION, Decision, judge
 from multimix.errors import ManifestError
 
 RULES_VERSION: Final = 1  # raise it when a rule changes: what was set aside is then examined again
-_HEADER_BYTES: Final = 1 << 20  # enough for the elements before the pixels; more is read only if need be
 
 Kind = Literal["image", "mask", "nothing"]
 
@@ -89,12 +88,9 @@ def aside(reason: str, **known: str) -> Examined:
 def examine(item: Item, rules: Rules) -> Examined:
     """Return what becomes of an item; raises MemoryError only (the worker's limit)."""
     pseudonyms = Pseudonyms(rules.secret)
-    try:
-        data = _bytes(item.content, rules.maximum_bytes)
-    except OSError:
-        return aside("file_unreadable")
-    if not 0 < len(data) <= rules.maximum_bytes:
-        return aside("file_too_large" if data else "file_empty")
+    data, reason = _bytes(item.content, rules.maximum_bytes)
+    if reason:
+        return aside(reason)
     file_hash = pseudonyms.content(data, *(key.encode() for key in item.keys or ()), item.view.encode())
     if rules.journal is not None and is_decoded(rules.journal, file_hash):
         return aside("unchanged", file_hash=file_hash)
@@ -105,11 +101,20 @@ def examine(item: Item, rules: Rules) -> Examined:
     return _picture(item, file_hash, rules, pseudonyms)
 
 
-def _bytes(content: Path | bytes | Callable[[], bytes], maximum: int) -> bytes:
-    if not isinstance(content, Path):
-        return content if isinstance(content, bytes) else content()
-    with content.open("rb") as file:
-        return file.read(maximum + 1)
+def _bytes(content: Path | bytes | Callable[[], bytes], maximum: int) -> tuple[bytes, str]:
+    """Return the bytes of an item, or a reason why not."""
+    try:
+        if isinstance(content, Path):
+            size = content.stat().st_size
+            data = content.read_bytes() if size <= maximum else b""
+        else:
+            data = content if isinstance(content, bytes) else content()
+            size = len(data)
+    except OSError:
+        return b"", "file_unreadable"
+    if size > maximum:
+        return b"", "file_too_large"
+    return data, "" if data else "file_empty"
 
 
 def _dicom(data: bytes, file_hash: str, rules: Rules, pseudonyms: Pseudonyms) -> Examined:
@@ -209,4 +214,6 @@ def _quality(pixels: UInt8, geometry: Geometry) -> tuple[str, ...]:
 
 def rules_fingerprint(rules: Rules) -> str:
     """Return what decides about an item besides its bytes, as text."""
-    return f"{RULES_VERSION} {PIXEL_VERSION} {rules.maximum_pixels} {rules.maximum_bytes} {rules.without_preamble}"
+    able = "".join("01"[decodable(syntax)] for syntax in SYNTAXES)
+    sizes = f"{rules.maximum_pixels} {rules.maximum_bytes}"
+    return f"{RULES_VERSION} {PIXEL_VERSION} {sizes} {rules.without_preamble} {able}"

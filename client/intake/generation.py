@@ -21,7 +21,6 @@ from multimix.data.manifest import SPLITS, Split
 from multimix.data.pseudonyms import Pseudonyms
 from multimix.data.store import CURRENT, IMAGES, INDEX, MASKS
 from multimix.data.store_writer import Entry, fsync, staged, write_index
-from multimix.errors import SiteError
 
 KEPT: Final = 3  # generations that stay, the current one among them
 SHARES: Final = (0.7, 0.8)  # below the first a patient trains, below the second validates, above tests
@@ -45,15 +44,11 @@ def join(
     source: str,
     mask_convention: str,
 ) -> Join:
-    """Join labels and masks to images: by UID before accession before patient.
-
-    Raises:
-        SiteError: `patient_in_two_splits`.
-    """
-    told = _Told(labels)
+    """Join labels and masks to images: by UID before accession before patient."""
+    told = _Told(labels, images)
     by_image = {mask.image_uid: mask for mask in masks.values() if mask.image_uid}
     problems: Counter[str] = Counter()
-    splits = _splits(images, told, pseudonyms)
+    splits, problems["patient_in_two_splits"] = _splits(images, told, pseudonyms)
     shared = Counter(key for image in images for key in {row.mask_key for row in told.of(image)})
     entries = []
     for image in images:
@@ -85,30 +80,37 @@ def join(
                 brightness=image.brightness,
             )
         )
-    problems["labels_without_image"] = told.unused()
+    problems["labels_without_image"], problems["labels_disagree"] = told.unused(), told.disagreeing
     return Join(tuple(entries), {name: count for name, count in problems.items() if count})
 
 
 class _Told:
-    """The rows of labels files by what they are keyed with."""
+    """The rows of labels files by the image that they are about."""
 
-    def __init__(self, labels: Sequence[Label]) -> None:
-        self._rows: dict[tuple[int, str], list[Label]] = defaultdict(list)
+    def __init__(self, labels: Sequence[Label], images: Sequence[Image]) -> None:
+        rows: dict[tuple[int, str], list[Label]] = defaultdict(list)
         for label in labels:
             level = next(i for i in range(3) if label[i])
-            self._rows[level, label[level]].append(label)
-        self._used: set[tuple[int, str]] = set()
+            rows[level, label[level]].append(label)
+        self._of: dict[int, list[Label]] = {}
+        self.disagreeing = 0  # rows whose first key meets an image and another key does not
+        met: set[tuple[int, str]] = set()
+        agreeing: set[Label] = set()
+        for image in images:
+            keys = [key for key in enumerate((image.uid, image.accession, image.patient)) if key[1] and key in rows]
+            self._of[image.id] = [row for key in keys for row in rows[key] if _agrees(row, image)]
+            met.update(keys)
+            agreeing.update(self._of[image.id])
+        self._unused = len(rows.keys() - met)
+        self.disagreeing = sum(row not in agreeing for key in met for row in rows[key])
 
     def of(self, image: Image) -> list[Label]:
         """Return the rows about an image, most specific first."""
-        keys = [(0, image.uid), (1, image.accession), (2, image.patient)]
-        met = [key for key in keys if key[1] and key in self._rows]
-        self._used.update(met)
-        return [row for key in met for row in self._rows[key] if _agrees(row, image)]
+        return self._of[image.id]
 
     def unused(self) -> int:
         """Return how many keys met no image."""
-        return len(self._rows.keys() - self._used)
+        return self._unused
 
 
 def _agrees(row: Label, image: Image) -> bool:
@@ -117,22 +119,20 @@ def _agrees(row: Label, image: Image) -> bool:
     return all(said in {"", known} for said, known in pairs)
 
 
-def _splits(images: Sequence[Image], told: _Told, pseudonyms: Pseudonyms) -> dict[str, Split]:
-    """Return each patient's split: as told, else by a keyed hash, so that it never changes as others come."""
-    given: dict[str, str] = {}
+def _splits(images: Sequence[Image], told: _Told, pseudonyms: Pseudonyms) -> tuple[dict[str, Split], int]:
+    """Return each patient's split, and how many were told two: by a keyed hash, so that it never changes, or as told.
+
+    A patient whose images are told different splits goes to the latest of them, wholly: what is to be tested is
+    never trained on.
+    """
+    given: dict[str, set[int]] = defaultdict(set)
     for image in images:
-        for row in told.of(image):
-            if row.split and given.setdefault(image.patient, row.split) != row.split:
-                raise SiteError(
-                    "patient_in_two_splits",
-                    "The labels file puts images of one patient into two splits. Put each patient into one.",
-                )
-    splits: dict[str, Split] = {}
-    for image in images:
-        rank = sum(pseudonyms.fraction("split", image.patient) >= share for share in SHARES)
-        told_split = given.get(image.patient, SPLITS[rank])
-        splits[image.patient] = next(split for split in SPLITS if split == told_split)
-    return splits
+        given[image.patient].update(SPLITS.index(row.split) for row in told.of(image) if row.split in SPLITS)
+    splits = {
+        patient: SPLITS[max(said) if said else sum(pseudonyms.fraction("split", patient) >= share for share in SHARES)]
+        for patient, said in given.items()
+    }
+    return splits, sum(len(said) > 1 for said in given.values())
 
 
 def publish(journal: Journal, store: Path, found: Join, preprocessing: Preprocessing, *, group: int | None) -> int:
@@ -185,13 +185,13 @@ def write_generation(site: SiteFolder, journal: Journal) -> Holdings:
     """Join, publish and count what the journal holds.
 
     Raises:
-        SiteError: `patient_in_two_splits`; StoreError: `disk_full`, `cannot_write`.
+        StoreError: `disk_full`, `cannot_write`.
     """
     found = join(
         journal.kept_images("accept"),
         journal.labels(),
         journal.kept_masks(),
-        pseudonyms=Pseudonyms(site.rules().secret),
+        pseudonyms=site.pseudonyms(),
         source=site.settings.name,
         mask_convention=site.settings.mask_convention,
     )

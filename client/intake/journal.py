@@ -23,13 +23,15 @@ from multimix.errors import SiteError
 if TYPE_CHECKING:
     from client.intake.examine import Examined
 
+JOURNAL: Final = "journal.sqlite"
 _SCHEMA: Final = "1"
 _TABLES: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE items (id INTEGER PRIMARY KEY, file_hash TEXT, kind TEXT NOT NULL, decision TEXT NOT NULL,
   reason TEXT NOT NULL, rules TEXT NOT NULL, uid TEXT, patient TEXT, accession TEXT, view TEXT, modality TEXT,
   syntax TEXT, content TEXT, flags TEXT, record INTEGER,
-  width INTEGER, height INTEGER, scale_x REAL, scale_y REAL, offset_x INTEGER, offset_y INTEGER, brightness INTEGER);
+  width INTEGER, height INTEGER, scale_x REAL, scale_y REAL, offset_x INTEGER, offset_y INTEGER,
+  brightness INTEGER, number TEXT);
 CREATE UNIQUE INDEX one_uid ON items (kind, uid) WHERE kind != 'nothing' AND uid != '';
 CREATE INDEX contents ON items (content) WHERE content IS NOT NULL;
 CREATE INDEX hashes ON items (file_hash) WHERE file_hash != '';
@@ -45,7 +47,7 @@ _GEOMETRY: Final = "width, height, scale_x, scale_y, offset_x, offset_y, brightn
 
 
 class Image(NamedTuple):
-    """One image that intake keeps: accepted, waiting for review or rejected."""
+    """One image that intake keeps: accepted, or waiting for review."""
 
     id: int
     uid: str
@@ -112,7 +114,7 @@ def _reader(path: Path) -> sqlite3.Connection:
 
 def is_decoded(path: Path, file_hash: str) -> bool:
     """Whether pixels of a file of these bytes are kept already; for workers, which only read the journal."""
-    query = "SELECT 1 FROM items WHERE file_hash = ? AND kind != 'nothing'"
+    query = "SELECT 1 FROM items WHERE file_hash = ? AND (kind != 'nothing' OR reason = 'rejected')"
     return _reader(path).execute(query, (file_hash,)).fetchone() is not None
 
 
@@ -130,13 +132,21 @@ class Journal:
     @property
     def path(self) -> Path:
         """The SQLite file."""
-        return self.folder / "journal.sqlite"
+        return self.folder / JOURNAL
 
     def met(self) -> set[str]:
         """Return the keys of all items that need not be examined again under the present rules."""
         query = """SELECT key FROM files JOIN items ON item = id
-          WHERE kind != 'nothing' OR rules = ? OR reason IN ('patient_purged') OR reason LIKE 'duplicate%'"""
+          WHERE kind != 'nothing' OR reason IN ('patient_purged', 'rejected') OR reason LIKE 'duplicate%'
+          OR (rules = ? AND reason != 'decoder_crashed')"""
         return {key for (key,) in self.index.execute(query, (self.rules,))}
+
+    def keys_of(self, reasons: Iterable[str]) -> set[str]:
+        """Return the keys of items that were set aside for one of the reasons."""
+        wanted = tuple(reasons)
+        marks = ", ".join("?" * len(wanted))
+        query = f"SELECT key FROM files JOIN items ON item = id WHERE kind = 'nothing' AND reason IN ({marks})"  # noqa: S608
+        return {key for (key,) in self.index.execute(query, wanted)}
 
     def add(self, key: str, found: "Examined", tombstones: Sequence[str] = ()) -> str:
         """Note the outcome of an item; keep its pixels unless they are kept already. Return the reason noted.
@@ -145,7 +155,7 @@ class Journal:
         """
         self._forget(key)
         if found.reason == "unchanged":
-            query = "SELECT id, reason FROM items WHERE file_hash = ? AND kind != 'nothing'"
+            query = "SELECT id FROM items WHERE file_hash = ? AND (kind != 'nothing' OR reason = 'rejected')"
             known = self.index.execute(query, (found.file_hash,)).fetchone()
             self.index.execute("INSERT INTO files VALUES (?, ?)", (key, known[0]))
             return "unchanged"
@@ -165,13 +175,20 @@ class Journal:
         """Let a manifest correct whose a picture is, its view or its path: what it says last holds."""
         if found.modality != "picture" or found.kind != "image" or self.purged(tombstones):
             return False
-        query = """UPDATE items SET patient = ?1, view = ?2, file_hash = ?3, uid = ?4
-          WHERE kind = 'image' AND modality = 'picture' AND content = ?5 AND (uid = ?4 OR patient = ?1) RETURNING id"""
-        uid, patient, _ = found.keys
-        row = self.index.execute(query, (patient, found.view, found.file_hash, uid, found.content)).fetchone()
-        if row is not None:
-            self.index.execute("INSERT INTO files VALUES (?, ?)", (key, row[0]))
-        return row is not None
+        uid, patient = found.keys.uid, found.keys.patient
+        query = "SELECT id, uid, patient FROM items WHERE kind = 'image' AND modality = 'picture' AND content = ?"
+        row = self.index.execute(query, (found.content,)).fetchone()
+        if row is None or not (row[1] == uid or (row[2] == patient and not self._names_image(row[1], uid))):
+            return False
+        query = "UPDATE items SET patient = ?, view = ?, file_hash = ?, uid = ? WHERE id = ?"
+        self.index.execute(query, (patient, found.view, found.file_hash, uid, row[0]))
+        self.index.execute("INSERT INTO files VALUES (?, ?)", (key, row[0]))
+        return True
+
+    def _names_image(self, old: str, new: str) -> bool:
+        """Whether the manifest still has the old path, or another picture has the new one."""
+        query = "SELECT 1 FROM labels WHERE uid = ? UNION SELECT 1 FROM items WHERE kind = 'image' AND uid = ?"
+        return self.index.execute(query, (old, new)).fetchone() is not None
 
     def _forget(self, key: str) -> None:
         """Drop what an earlier examination of the item said; a set-aside item goes with its last file."""
@@ -215,9 +232,9 @@ class Journal:
             raise ValueError("an image without pixels")
         record = (self.images if found.kind == "image" else self.masks).append(found.pixels.tobytes())
         values = (
-            *(found.file_hash, found.kind, found.decision, found.reason, self.rules, *found.keys, found.view),
+            *(found.file_hash, found.kind, found.decision, found.reason, self.rules, *found.keys[:3], found.view),
             *(found.modality, found.syntax, found.content, " ".join(found.flags), record, *found.geometry),
-            round(float(found.pixels.mean())),
+            *(round(float(found.pixels.mean())), found.keys.number),
         )
         query = f"INSERT INTO items VALUES (NULL, {', '.join('?' * len(values))})"  # noqa: S608  (placeholders)
         return self.index.execute(query, values).lastrowid
@@ -236,7 +253,7 @@ class Journal:
 
     def kept_images(self, *decisions: str) -> list[Image]:
         """Return the images of these decisions (all without), in the order they came."""
-        wanted = decisions or ("accept", "review", "rejected")
+        wanted = decisions or ("accept", "review")
         marks = ", ".join("?" * len(wanted))
         query = (
             f"SELECT {_IMAGE}, {_GEOMETRY} FROM items WHERE kind = 'image' AND decision IN ({marks})"  # noqa: S608
@@ -250,10 +267,17 @@ class Journal:
           WHERE kind = 'mask' ORDER BY record"""
         return {key: Mask(*row) for key, *row in self.index.execute(query)}
 
-    def decide(self, ids: Iterable[int], decision: str, view: str | None = None) -> None:
-        """Set the decision on images, and their view if one is given."""
-        query = "UPDATE items SET decision = ?, view = coalesce(?, view) WHERE kind = 'image' AND id = ?"
-        self.index.executemany(query, [(decision, view, each) for each in ids])
+    def accept(self, ids: Iterable[int], view: str) -> None:
+        """Accept images that wait; "" keeps the view that is known, or else calls it frontal."""
+        query = """UPDATE items SET decision = 'accept', view = coalesce(nullif(?, ''), nullif(view, ''), 'frontal')
+          WHERE kind = 'image' AND id = ?"""
+        self.index.executemany(query, [(view, each) for each in ids])
+
+    def reject(self, ids: Iterable[int]) -> None:
+        """Set images aside for good: their file is known, their pixels are named no more."""
+        query = """UPDATE items SET kind = 'nothing', decision = 'aside', reason = 'rejected', record = NULL,
+          uid = NULL, patient = NULL, accession = NULL, content = NULL WHERE kind = 'image' AND id = ?"""
+        self.index.executemany(query, [(each,) for each in ids])
 
     def replace_labels(self, origin: str, labels: Iterable[Label]) -> None:
         """Put these rows in the place of all earlier ones of the origin."""
@@ -267,6 +291,17 @@ class Journal:
         query = """SELECT uid, accession, patient, label, split, mask_key, mask_convention FROM labels
           ORDER BY rowid"""
         return [Label(*row) for row in self.index.execute(query)]
+
+    def patients_of(self, number: str) -> list[str]:
+        """Return the pseudonyms of the patients whose identifier has this pseudonym, whoever issued it."""
+        query = "SELECT DISTINCT patient FROM items WHERE kind = 'image' AND number = ? AND number != ''"
+        return [patient for (patient,) in self.index.execute(query, (number,))]
+
+    def shared_numbers(self) -> int:
+        """Return how many patient identifiers several issuers have given."""
+        query = """SELECT count(*) FROM (SELECT 1 FROM items WHERE kind = 'image' AND number != ''
+          GROUP BY number HAVING count(DISTINCT patient) > 1)"""
+        return int(self.index.execute(query).fetchone()[0])
 
     def counts(self, column: str) -> dict[str, int]:
         """Return how many items have each value of a column: reason, syntax, modality or decision."""
@@ -290,15 +325,18 @@ def _image(row: tuple[int | float | str, ...]) -> Image:
 
 
 @contextmanager
-def open_journal(folder: Path, preprocessing: Preprocessing, *, rules: str = "") -> Iterator[Journal]:
+def open_journal(folder: Path, preprocessing: Preprocessing, *, rules: str = "", owner: str = "") -> Iterator[Journal]:
     """Open or create the journal, alone; what is not committed when the block ends never happened.
 
+    `owner` is a pseudonym that shows that the secret is still the one that the journal was made with.
+
     Raises:
-        SiteError: `intake_running`.
+        SiteError: `intake_running`; `secret_changed`.
         SiteError: `preprocessing_changed`; `journal_damaged` if pixels that it names are missing.
     """
-    with locked(folder), closing(_connected(folder / "journal.sqlite")) as index:
+    with locked(folder), closing(_connected(folder / JOURNAL)) as index:
         _prepare(index, preprocessing)
+        _check_owner(index, owner)
         pool = folder / f"pool-{_meta(index, 'pool')}"
         for old in folder.glob("pool-*"):
             if old != pool:
@@ -320,6 +358,19 @@ def _prepare(index: sqlite3.Connection, preprocessing: Preprocessing) -> None:
             "preprocessing_changed",
             f"The images were taken in as {made}, the settings say {preprocessing.version}. "
             "Set them back, or start a new site folder.",
+        )
+
+
+def _check_owner(index: sqlite3.Connection, owner: str) -> None:
+    known = _meta(index, "owner")
+    if owner and not known:
+        index.execute("INSERT INTO meta VALUES ('owner', ?)", (owner,))
+        index.commit()
+    elif owner != known and owner:
+        raise SiteError(
+            "secret_changed",
+            "site.secret is not the one that the images were taken in with: every patient would become another. "
+            "Restore it from its backup, or start a new site.",
         )
 
 

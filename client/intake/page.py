@@ -27,7 +27,7 @@ from pydicom.uid import UID
 
 from client.hospital import card_of
 from client.intake.generation import current, join
-from client.intake.journal import Image, Journal, open_journal
+from client.intake.journal import Image, Journal
 from client.intake.page_charts import draw_charts, spread
 from client.intake.purge import finish_purge
 from client.intake.reasons import FLAGS, REASONS, REVIEW, Reason
@@ -102,7 +102,7 @@ def write_page(site: SiteFolder, *, images: int) -> Path:
         SiteError: `intake_running`, `patient_in_two_splits` and others of the journal.
     """
     path = site.path / FILE
-    with open_journal(site.intake, site.settings.preprocessing) as journal:
+    with site.journal() as journal:
         finish_purge(site, journal)
         # Written before the journal is let go: no purge can come between and miss this page.
         write_atomically(path, render(site, journal, images=images).encode())

@@ -62,16 +62,18 @@ class Removal:
     mask_count: int
 
 
-def remove_patient(journal: Journal, pseudonyms: Pseudonyms, patient: str) -> Removal:
-    """Forget a patient by pseudonym, in one transaction; `finish_purge` must follow, now or at the next start.
+def remove_patient(journal: Journal, pseudonyms: Pseudonyms, *patients: str) -> Removal:
+    """Forget a patient, who may have several pseudonyms, in one transaction.
+
+    `finish_purge` must follow, now or at the next start.
 
     Raises:
         SiteError: `patient_unknown`.
     """
-    images = [image for image in journal.kept_images() if image.patient == patient]
+    images = [image for image in journal.kept_images() if image.patient in patients]
     if not images:
         raise SiteError("patient_unknown", "This site has no image of such a patient. Check the number and its issuer.")
-    names = _keys_of(journal, images, patient)
+    names = _keys_of(journal, images, frozenset(patients))
     masks = _masks_of(journal, images, names)
     gone = Removal(
         texts=tuple(sorted(text.encode() for text in names | {image.content for image in images})),
@@ -89,16 +91,24 @@ def remove_patient(journal: Journal, pseudonyms: Pseudonyms, patient: str) -> Re
         index.execute("DELETE FROM items WHERE id = ?", row)
     query = "DELETE FROM labels WHERE ? IN (uid, accession, patient)"
     index.executemany(query, [(name,) for name in sorted(names)])
+    forget_rivals(journal)
     index.executemany("INSERT OR IGNORE INTO purged VALUES (?)", [(tombstone(pseudonyms, name),) for name in names])
     compact(journal)
     return gone
 
 
-def _keys_of(journal: Journal, images: Sequence[Image], patient: str) -> set[str]:
+def forget_rivals(journal: Journal) -> None:
+    """Forget what was set aside because of another image or mask, so that the next intake looks at it again."""
+    rivals = "SELECT id FROM items WHERE kind = 'nothing' AND (reason LIKE 'duplicate%' OR reason = 'mask_conflict')"
+    journal.index.execute(f"DELETE FROM files WHERE item IN ({rivals})")  # noqa: S608  (no values)
+    journal.index.execute(f"DELETE FROM items WHERE id IN ({rivals})")  # noqa: S608  (no values)
+
+
+def _keys_of(journal: Journal, images: Sequence[Image], patients: frozenset[str]) -> set[str]:
     """Return the pseudonyms that labels may name the patient by; an accession number may be another's as well."""
-    others = {image.accession for image in journal.kept_images() if image.patient != patient}
+    others = {image.accession for image in journal.kept_images() if image.patient not in patients}
     accessions = {image.accession for image in images} - others - {""}
-    return {patient} | {image.uid for image in images} | accessions
+    return set(patients) | {image.uid for image in images} | accessions
 
 
 def _masks_of(journal: Journal, images: Sequence[Image], names: set[str]) -> list[Mask]:
@@ -202,8 +212,8 @@ def _equal_records(path: Path, records: Iterable[bytes]) -> int:
 
 
 def remove_pages(site: SiteFolder) -> int:
-    """Remove the local pages: they show patients; return how many there were."""
-    pages = [page for name in PAGES if (page := site.path / name).exists()]
+    """Remove the local pages, half-written ones too: they show patients; return how many there were."""
+    pages = [page for name in PAGES for page in (*site.path.glob(name), *site.path.glob(f".{name}.*"))]
     for page in pages:
         page.unlink()
     return len(pages)
@@ -212,11 +222,22 @@ def remove_pages(site: SiteFolder) -> int:
 def purge_everything(site: SiteFolder) -> int:
     """Remove all images, the journal, received files, pages and the secret; return how many files went.
 
+    Raises:
+        SiteError: `purge_incomplete` if something could not be removed; the secret is then still there.
+
     The settings stay. Without the secret no pseudonym that left in an old report can be tied to a patient again.
     """
     folders = [site.intake, site.store, site.received]
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-    if site.secret.exists():
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    left = sum(path.is_file() for folder in folders for path in folder.rglob("*"))
+    if left:
+        raise SiteError(
+            "purge_incomplete", f"{left} files could not be removed. Remove them as their owner, then again."
+        )
+    pages = remove_pages(site)
+    if site.secret.exists():  # last: with images left and no secret, nobody could say whose they are
         files.append(site.secret)
         size = site.secret.stat().st_size
         with site.secret.open("r+b") as secret:
@@ -224,8 +245,5 @@ def purge_everything(site: SiteFolder) -> int:
             secret.flush()
             os.fsync(secret.fileno())
         site.secret.unlink()
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
-    pages = remove_pages(site)
     fsync(site.path)
     return len(files) + pages

@@ -18,6 +18,7 @@ CHANGED: Final = {
 }
 REVIEW: Final = {
     "view_unknown": Reason("chest radiograph, or likely one, without a view", "look: multimix-site review"),
+    "view_contradicted": Reason("a frontal view that other fields call lateral", "look: multimix-site review"),
     "body_part_unknown": Reason("frontal radiograph of an unnamed body part", "look: multimix-site review"),
 }
 ASIDE: Final = {
@@ -37,6 +38,7 @@ ASIDE: Final = {
     "duplicate_pixels_other_patient": Reason("the very pixels of another patient", "find out whose image it is"),
     "duplicate_mask": Reason("the same mask again"),
     "mask_conflict": Reason("a second, different mask of one image", "keep one and purge or leave out the other"),
+    "rejected": Reason("rejected by a person"),
     "patient_purged": Reason("of a patient who was purged"),
     "not_dicom": Reason("not a DICOM file"),
     "no_preamble": Reason("DICOM without its preamble", "take it in with --without-preamble"),
@@ -46,6 +48,8 @@ ASIDE: Final = {
     "file_too_large": Reason("larger than intake.maximum_bytes"),
     "syntax_unsupported": Reason("no decoder for its transfer syntax", "pip install 'multimix[gdcm]', then check"),
     "pixels_undecodable": Reason("damaged pixels", "export the file again, better uncompressed"),
+    "matrix_wrong": Reason("rows and columns of the header are not those of the pixels", "export the file again"),
+    "pixels_not_square": Reason("pixels that are not square", "ask the PACS for square pixels"),
     "pixels_flat": Reason("no picture: one grey level or padding alone"),
     "image_unreadable": Reason("damaged PNG or JPEG"),
     "image_too_large": Reason("PNG or JPEG with too many pixels"),
@@ -66,6 +70,8 @@ TRANSIENT: Final = {
 }
 JOIN: Final = {
     "labels_without_image": Reason("keys in labels files that met no image", "check identifiers and issuer"),
+    "labels_disagree": Reason("rows of which one key meets an image and another does not", "check patient and issuer"),
+    "patient_in_two_splits": Reason("patients told two splits, now wholly in the later one", "put each into one split"),
     "mask_ambiguous": Reason("masks whose key fits several images", "key the row with sop_instance_uid"),
     "mask_unusable": Reason("masks named in a labels file that could not be used", "see the reasons above"),
     "mask_size_differs": Reason("masks whose size is not their image's", "export them at the size of the image"),
@@ -80,4 +86,7 @@ FLAGS: Final = {
     "bits_stored_wrong": Reason("more bits than the header says; the pixels were believed", "tell who runs the device"),
     "bits_stored_invalid": Reason("an impossible number of bits in the header", "tell who runs the device"),
 }
+OURS: Final = frozenset(
+    {"time_limit", "memory_limit", "decoder_crashed", "examination_failed", "syntax_unsupported"}
+)  # our failures: more memory, time or decoders may mend them
 REASONS: Final = CHANGED | REVIEW | ASIDE | TRANSIENT | JOIN

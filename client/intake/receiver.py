@@ -30,7 +30,6 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
-    JPEGExtended12Bit,
     JPEGLosslessSV1,
     JPEGLSLossless,
     JPEGLSNearLossless,
@@ -49,6 +48,7 @@ from pynetdicom.sop_class import (  # made at import time
 
 from client.intake.quiet import no_warnings_nor_tracebacks, silence
 from multimix.config import Frozen
+from multimix.data.dicom_pixels import decodable
 from multimix.errors import SiteError
 from multimix.files import write_atomically
 
@@ -61,7 +61,7 @@ STORAGE_CLASSES = (
 )
 TRANSFER_SYNTAXES = [
     ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian,
-    JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless,
+    JPEGBaseline8Bit, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless,
     JPEG2000Lossless, JPEG2000, RLELossless,
 ]  # fmt: skip
 
@@ -244,8 +244,9 @@ def _entity(settings: Receiver) -> AE:
     entity.acse_timeout = _SPEAK_UP_S
     entity.maximum_pdu_size = 1 << 17
     entity.add_supported_context(Verification)
+    able = [syntax for syntax in TRANSFER_SYNTAXES if decodable(syntax)]
     for storage_class in STORAGE_CLASSES:
-        entity.add_supported_context(storage_class, TRANSFER_SYNTAXES)
+        entity.add_supported_context(storage_class, able)  # a PACS transcodes what is not offered
     return entity
 
 

@@ -54,10 +54,6 @@ class Records:
             raise IndexError(f"record {number} of {self.count}")
         return os.pread(self._file, self.record_bytes, number * self.record_bytes)
 
-    def blank(self, number: int) -> None:
-        """Overwrite a record with zeros."""
-        os.pwrite(self._file, bytes(self.record_bytes), number * self.record_bytes)
-
     def sync(self) -> None:
         """Flush to the disk."""
         os.fsync(self._file)

@@ -23,18 +23,18 @@ ON_A_SHEET: Final = 120
 
 @dataclass(frozen=True)
 class Queue:
-    """The images that wait, in the order they came."""
+    """The images that wait, in the order they came; with those accepted where they may be named too."""
 
     images: tuple[Image, ...]
 
     @classmethod
-    def of(cls, journal: Journal) -> "Queue":
+    def of(cls, journal: Journal, *, accepted: bool = False) -> "Queue":
         """Return what waits now."""
-        return cls(tuple(journal.kept_images("review")))
+        return cls(tuple(journal.kept_images("review", *(("accept",) if accepted else ()))))
 
     def named(self) -> list[tuple[str, Image]]:
         """Return the images with names that last as long as the image waits."""
-        return [(f"r{image.id}", image) for image in self.images]
+        return [(f"{'r' if image.decision == 'review' else 'a'}{image.id}", image) for image in self.images]
 
     def draw(self, journal: Journal, path: Path) -> Path | None:
         """Draw the first 120 on a contact sheet that only this user can read; remove it when nothing waits."""
@@ -78,7 +78,7 @@ def resolve_ids(queue: Queue, names: Sequence[str], *, everything: bool) -> list
         raise SiteError("review_what", "Name images as `multimix-site review` lists them, or say --all.")
     by_name = dict(queue.named())
     if everything:
-        return list(by_name.values())
+        return [image for image in queue.images if image.decision == "review"]
     unknown = [name for name in names if name not in by_name]
     if unknown:
         raise SiteError("review_unknown", f"{len(unknown)} of the names do not wait for review. List them again.")

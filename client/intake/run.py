@@ -8,8 +8,9 @@ from typing import Final
 
 from client.intake.examine import Examined, Item, rules_fingerprint
 from client.intake.generation import Holdings, write_generation
-from client.intake.journal import Journal, Label, open_journal
+from client.intake.journal import Journal, Label
 from client.intake.purge import finish_purge, tombstone
+from client.intake.reasons import OURS
 from client.intake.workers import Workers
 from client.settings import SiteFolder
 from multimix.data.pseudonyms import Pseudonyms
@@ -40,18 +41,21 @@ def take_in(
     progress: Progress | None = None,
     after: Callable[[Item], None] | None = None,
 ) -> Summary:
-    """Take items in; `labels` replace those of their origin, `after` is called once an outcome is durable.
+    """Take items in; `labels` replace those of their origin.
+
+    `after` is called for each item whose outcome is durable and not our failure (`reasons.OURS`): those are looked
+    at again when decoders or limits have changed.
 
     Raises:
         SiteError: `intake_running` and others of the settings, journal, labels and PACS.
     """
-    rules = site.rules(without_preamble=without_preamble)
-    pseudonyms = Pseudonyms(rules.secret)
-    with open_journal(site.intake, site.settings.preprocessing, rules=rules_fingerprint(rules)) as journal:
+    rules, limits = site.rules(without_preamble=without_preamble), site.settings.limits
+    pseudonyms = site.pseudonyms()
+    with site.journal(rules=f"{rules_fingerprint(rules)} {limits.seconds_per_file} {limits.memory_mib}") as journal:
+        finish_purge(site, journal)
         unwanted = _replace_labels(journal, pseudonyms, labels or {})
-        finish_purge(site, journal)  # after the labels: it writes a generation, which wrong ones prevent
         rules = replace(rules, journal=journal.path)
-        with Workers(rules, site.settings.limits) as workers:
+        with Workers(rules, limits) as workers:
             counter = _Counter(journal, pseudonyms, progress, after)
             wanted = (item for item in items if item.key not in unwanted)
             try:
@@ -96,9 +100,10 @@ class _Counter:
         self.unchanged = 0
         self._journal, self._pseudonyms = journal, pseudonyms
         self._progress, self._after = progress, after
-        self._met = journal.met()
+        self._met, self._failed = journal.met(), journal.keys_of(OURS)
         self._seen: set[str] = set()
         self._pending: list[Item] = []
+        self._uncommitted = 0
         self._committed_at = time.monotonic()
 
     def new(self, items: Iterable[Item]) -> Iterator[Item]:
@@ -106,8 +111,8 @@ class _Counter:
         for item in items:
             if item.key in self._met or item.key in self._seen:
                 self.unchanged += 1
-                if item.key not in self._seen:  # one seen in this intake may be in work still
-                    self._pending.append(item)
+                if self._after is not None and item.key in self._met and item.key not in self._failed:
+                    self._after(item)
                 self._tell("unchanged")
                 continue
             self._seen.add(item.key)
@@ -128,9 +133,11 @@ class _Counter:
             return
         names = (name for name in (found.keys.patient, found.keys.uid) if name)
         reason = self._journal.add(item.key, found, [tombstone(self._pseudonyms, name) for name in names])
-        self._pending.append(item)
+        if self._after is not None and reason not in OURS:
+            self._pending.append(item)
         self._count(reason or "stored")
-        if len(self._pending) >= COMMIT_ITEMS or time.monotonic() - self._committed_at > COMMIT_S:
+        self._uncommitted += 1
+        if self._uncommitted >= COMMIT_ITEMS or time.monotonic() - self._committed_at > COMMIT_S:
             self.flush()
 
     def flush(self) -> None:
@@ -140,6 +147,7 @@ class _Counter:
             if self._after is not None:
                 self._after(item)
         self._pending = []
+        self._uncommitted = 0
         self._committed_at = time.monotonic()
 
     def _count(self, outcome: str) -> None:

@@ -5,7 +5,7 @@ is even opened again.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from client.intake.examine import Item, nobody
 from client.intake.journal import Label
 from client.intake.pacs import Pacs, PacsClient
 from client.intake.receiver import spool_files
-from multimix.data.dicom import Keys, patient_key
+from multimix.data.dicom import Keys, number_key, patient_key
 from multimix.data.manifest import Record
 from multimix.data.pseudonyms import Pseudonyms
 from multimix.data.radiographs import named_view
@@ -30,8 +30,11 @@ def file_key(pseudonyms: Pseudonyms, file: Path) -> str:
         return pseudonyms.of("file", str(file))
 
 
-def folder_items(folder: Path, pseudonyms: Pseudonyms) -> Iterator[Item]:
-    """Yield every file below a folder in the order of their names; links are not followed."""
+def folder_items(folder: Path, pseudonyms: Pseudonyms, *, without: Collection[str] = ()) -> Iterator[Item]:
+    """Yield every file below a folder in the order of their names; links are not followed.
+
+    `without` are keys of files that are something else: labels and their masks.
+    """
     pending = [folder.resolve()]
     while pending:
         here = pending.pop()
@@ -43,7 +46,9 @@ def folder_items(folder: Path, pseudonyms: Pseudonyms) -> Iterator[Item]:
             continue
         for entry in entries:
             if entry.is_file(follow_symlinks=False) and entry.name != _DICOMDIR:
-                yield Item(file_key(pseudonyms, Path(entry.path)), "dicom", Path(entry.path))
+                key = file_key(pseudonyms, Path(entry.path))
+                if key not in without:
+                    yield Item(key, "dicom", Path(entry.path))
         pending.extend(Path(entry.path) for entry in reversed(entries) if entry.is_dir(follow_symlinks=False))
 
 
@@ -55,7 +60,7 @@ def manifest_items(records: Iterable[Record], root: Path, pseudonyms: Pseudonyms
         patient = patient_key(pseudonyms, record.patient_id, record.source) or nobody(pseudonyms, uid)
         view = named_view(record.view) or "frontal"
         key = pseudonyms.of("picture", file_key(pseudonyms, file), patient, view)  # a corrected row is looked at again
-        yield Item(key, "picture", file, Keys(uid, patient, ""), view)
+        yield Item(key, "picture", file, Keys(uid, patient, "", number_key(pseudonyms, record.patient_id)), view)
 
 
 def mask_items(masks: Iterable[tuple[str, Path]]) -> Iterator[Item]:

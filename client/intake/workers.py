@@ -117,6 +117,8 @@ class Workers:
     def _started(self) -> ProcessPool:
         if self._pool is None:
             # Pools of this process only: the fork server is clean of torch and of the parent's threads.
+            for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+                os.environ.setdefault(name, "1")  # each thread of numpy's would take 40 MiB of a worker's memory
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["client.intake.examine"])
             self._pool = ProcessPool(

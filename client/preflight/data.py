@@ -10,8 +10,6 @@ from client.intake.reasons import FLAGS, JOIN, Reason
 from client.preflight.lines import Line, Status
 from client.preflight.machine import decoders
 from client.settings import SiteFolder
-from multimix.data.pseudonyms import Pseudonyms, read_or_make_secret
-from multimix.errors import SiteError
 
 MANY_IMAGES: Final = 50  # of one patient: more likely a placeholder for several
 WRONG_SHARE: Final = 0.02  # of images that look wrong: the check's own false alarms stay below
@@ -24,18 +22,14 @@ def data_lines(site: SiteFolder, journal: Journal) -> Iterator[Line]:
     if not images:
         yield Line("images", "FAIL", "Nothing was taken in yet.", "Run multimix-site intake.")
         return
-    try:
-        found = join(
-            journal.kept_images("accept"),
-            journal.labels(),
-            journal.kept_masks(),
-            pseudonyms=Pseudonyms(read_or_make_secret(site.secret)),
-            source=site.settings.name,
-            mask_convention=site.settings.mask_convention,
-        )
-    except SiteError as error:
-        yield Line("splits", "FAIL", str(error), "Correct the labels file and run the intake again.")
-        return
+    found = join(
+        journal.kept_images("accept"),
+        journal.labels(),
+        journal.kept_masks(),
+        pseudonyms=site.pseudonyms(),
+        source=site.settings.name,
+        mask_convention=site.settings.mask_convention,
+    )
     yield _splits(found)
     yield from _classes(site, found)
     yield _views(found)
@@ -43,6 +37,10 @@ def data_lines(site: SiteFolder, journal: Journal) -> Iterator[Line]:
     yield _queue(images)
     yield from _looks(images)
     yield _crowds(found)
+    shared = journal.shared_numbers()
+    if shared:
+        fix = "If they are one person, have the PACS send one issuer: else splits and privacy treat them as two."
+        yield Line("issuers", "WARN", f"{shared} patient identifiers come from several issuers.", fix)
 
 
 def _decoders(journal: Journal) -> list[Line]:

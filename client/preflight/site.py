@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from itertools import islice
 
 from client.intake.dicomweb import PacsError
-from client.intake.journal import open_journal
 from client.intake.pacs import Pacs, PacsClient
 from client.preflight.clock import clock
 from client.preflight.data import data_lines
@@ -47,7 +46,7 @@ def _size(site: SiteFolder) -> int:
 
 def _data(site: SiteFolder) -> Iterator[Line]:
     try:
-        with open_journal(site.intake, site.settings.preprocessing) as journal:
+        with site.journal() as journal:
             yield from data_lines(site, journal)
     except SiteError as error:
         yield Line("images", "FAIL", f"The images cannot be checked ({error.reason}).", str(error))

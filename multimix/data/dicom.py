@@ -14,6 +14,7 @@ import pydicom
 from pydicom import config as pydicom_config
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.multival import MultiValue
 from pydicom.tag import Tag
 from pydicom.uid import AllTransferSyntaxes, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
@@ -38,6 +39,9 @@ TECHNICAL: Final = (
     "ViewPosition",
     "ViewCodeSequence",
     "PatientOrientation",
+    "PixelAspectRatio",
+    "ImagerPixelSpacing",
+    "PixelSpacing",
 )
 _FREE_TEXT: Final = ("ProtocolName", "SeriesDescription", "StudyDescription")  # matched against words, not kept
 HEADER_ELEMENTS: Final = _IDENTIFIERS + TECHNICAL + _FREE_TEXT
@@ -58,6 +62,7 @@ class Keys(NamedTuple):
     uid: str
     patient: str
     accession: str
+    number: str = ""  # the patient's identifier alone, whoever issued it
 
 
 class Parsed(NamedTuple):
@@ -145,6 +150,7 @@ def _keys(dataset: Dataset, pseudonyms: Pseudonyms) -> Keys:
         uid=uid_key(pseudonyms, uid),
         patient=patient_key(pseudonyms, patient, issuer) if patient else "",
         accession=accession_key(pseudonyms, accession) if accession else "",
+        number=number_key(pseudonyms, patient) if patient else "",
     )
 
 
@@ -156,6 +162,11 @@ def uid_key(pseudonyms: Pseudonyms, uid: str) -> str:
 def patient_key(pseudonyms: Pseudonyms, patient_id: str, issuer: str = "") -> str:
     """Return the pseudonym of a patient identifier and its issuer."""
     return pseudonyms.of("patient", issuer.strip(), patient_id.strip())
+
+
+def number_key(pseudonyms: Pseudonyms, patient_id: str) -> str:
+    """Return the pseudonym of a patient identifier alone."""
+    return pseudonyms.of("patient number", patient_id.strip())
 
 
 def accession_key(pseudonyms: Pseudonyms, accession: str) -> str:
@@ -187,13 +198,27 @@ def _header(dataset: Dataset) -> Header:
         view=text(dataset, "ViewPosition").upper(),
         view_codes=views,
         orientation=(orientation,) if isinstance(orientation, str) else tuple(str(each) for each in orientation),
+        pixel_aspect=_pixel_aspect(dataset),
         descriptions=" ".join(text(dataset, name) for name in _FREE_TEXT),
     )
 
 
+def _pixel_aspect(dataset: Dataset) -> float:
+    """Return the height of a pixel by its width; 1 where nobody says, or nothing that can be."""
+    for name in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"):
+        pair = dataset.get(name)
+        if isinstance(pair, MultiValue) and len(pair) == 2:  # noqa: PLR2004
+            height, width = (float(value) for value in pair)
+            if height > 0 and width > 0:
+                return height / width
+    return 1.0
+
+
 def codes(dataset: Dataset, name: str) -> tuple[str, ...]:
-    """Return the code values of the items of a sequence."""
-    return tuple(code for item in dataset.get(name) or () if (code := text(item, "CodeValue")))
+    """Return the code values of the items of a sequence; codes that somebody made up at home are left out."""
+    items = dataset.get(name) or ()
+    public = [item for item in items if not text(item, "CodingSchemeDesignator").upper().startswith(("99", "L"))]
+    return tuple(code for item in public if (code := text(item, "CodeValue")))
 
 
 def silence() -> None:

@@ -5,6 +5,8 @@ applied, the image fitted into its square, scaled between two percentiles of its
 MONOCHROME1 is inverted.
 """
 
+import re
+import struct
 from functools import cache
 from typing import Any, Final, NamedTuple
 
@@ -12,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from pydicom.dataset import Dataset
+from pydicom.encaps import generate_fragments
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.uid import (
@@ -20,6 +23,8 @@ from pydicom.uid import (
     JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
     JPEGLSLossless,
     JPEGLSNearLossless,
     RLELossless,
@@ -41,6 +46,8 @@ _PLUGINS: Final = {  # one decoder a syntax, so that two sites get equal pixels 
     JPEGLSNearLossless: "pyjpegls",
     RLELossless: "pylibjpeg",
 }
+_FRAME_MARKERS: Final = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xF7})  # start of frame: JPEG, JPEG-LS
+SYNTAXES: Final = (*_PLUGINS, JPEGLossless, JPEGLosslessSV1)  # those whose decoders are packages of their own
 _PIXELS: Final = (
     "BitsAllocated",
     "BitsStored",
@@ -131,6 +138,7 @@ def decoded(dataset: Dataset) -> Values:
         raise DicomError("syntax_unsupported")
     if syntax in {JPEGLSLossless, JPEGLSNearLossless} and _END_OF_IMAGE not in dataset.PixelData[-_TAIL_BYTES:]:
         raise DicomError("pixels_undecodable")  # CharLS searches 20 s for the end of a truncated stream
+    _check_size(dataset, syntax)
     array, _ = get_decoder(syntax).as_array(
         dataset,
         index=0,
@@ -139,6 +147,35 @@ def decoded(dataset: Dataset) -> Values:
         correct_unused_bits=False,  # type: ignore[arg-type]
     )
     return np.asarray(array)
+
+
+def _check_size(dataset: Dataset, syntax: UID) -> None:
+    """Refuse a compressed image whose own size is not that of the header: it would be cut into other rows.
+
+    Raises:
+        DicomError: `matrix_wrong`.
+    """
+    if not syntax.is_encapsulated or syntax == RLELossless:
+        return
+    size = _coded_size(next(iter(generate_fragments(dataset.PixelData)), b""))
+    if size is not None and size != (int(dataset.Rows), int(dataset.Columns)):
+        raise DicomError("matrix_wrong")
+
+
+def _coded_size(stream: bytes) -> tuple[int, int] | None:
+    """Return (rows, columns) as a JPEG, JPEG-LS or JPEG 2000 stream states them; None if it states none."""
+    found = re.search(rb"\xff\x4f\xff\x51.{4}(.{16})", stream[:_TAIL_BYTES], re.DOTALL)
+    if found:
+        right, bottom, left, top = struct.unpack(">4I", found[1])
+        return bottom - top, right - left
+    at = stream.find(b"\xff\xd8") + 2
+    while 1 < at <= len(stream) - 9 and stream[at] == 0xFF:  # noqa: PLR2004
+        marker = stream[at + 1]
+        if marker in _FRAME_MARKERS:
+            rows, columns = struct.unpack(">2H", stream[at + 5 : at + 9])
+            return rows, columns
+        at += 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
+    return None
 
 
 def true_values(stored: Values, dataset: Dataset) -> tuple[Values, tuple[str, ...]]:

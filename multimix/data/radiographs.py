@@ -20,6 +20,8 @@ SEGMENTATION: Final = "1.2.840.10008.5.1.4.1.1.66.4"
 RADIOGRAPHS: Final = frozenset({CR_IMAGE, DX_FOR_PRESENTATION, SECONDARY_CAPTURE})
 MODALITIES: Final = frozenset({"CR", "DX"})
 SMALLEST_SIDE: Final = 64
+ASPECT_TOLERANCE: Final = 0.01
+_NOT_FRONTAL: Final = {"lateral": "lateral_view", "other": "other_view"}
 
 CHEST_STEMS: Final = ("CHEST", "THORAX", "TORAX")
 CHEST_WORDS: Final = frozenset({"LUNG", "LUNGS", "POUMON", "POUMONS", "CXR"})
@@ -132,6 +134,7 @@ class Header:
     view: str = ""
     view_codes: tuple[str, ...] = ()
     orientation: tuple[str, ...] = ()
+    pixel_aspect: float = 1.0  # height of a pixel by its width
     descriptions: str = ""
 
     def __repr__(self) -> str:
@@ -153,15 +156,20 @@ def judge(header: Header, *, maximum_pixels: int) -> Verdict:
     if reason:
         return Verdict("aside", reason, "")
     region, view = _region(header), _view(header)
-    if region == "other":
-        return Verdict("aside", "other_body_part", "")
-    if view == "lateral":
-        return Verdict("aside", "lateral_view", "")
-    if view == "other":
-        return Verdict("aside", "other_view", "")
+    reason = "other_body_part" if region == "other" else _NOT_FRONTAL.get(view, "")
+    if reason:
+        return Verdict("aside", reason, "")
+    doubt = _doubt(header, region, view)
+    return Verdict("review" if doubt else "accept", doubt, view)
+
+
+def _doubt(header: Header, region: str, view: str) -> str:
+    """Return why a person has to look, or ""."""
     if not view:
-        return Verdict("review", "view_unknown", "")
-    return Verdict("accept", "", view) if region == "chest" else Verdict("review", "body_part_unknown", view)
+        return "view_unknown"
+    if _says_lateral(header):
+        return "view_contradicted"
+    return "" if region == "chest" else "body_part_unknown"
 
 
 def _kind(header: Header) -> str:
@@ -182,21 +190,27 @@ def _kind(header: Header) -> str:
 def _matrix(header: Header, maximum_pixels: int) -> str:
     if header.rows * header.columns > maximum_pixels:
         return "too_many_pixels"
+    if abs(header.pixel_aspect - 1) > ASPECT_TOLERANCE:
+        return "pixels_not_square"
     return "too_few_pixels" if min(header.rows, header.columns) < SMALLEST_SIDE else ""
 
 
 def _region(header: Header) -> Literal["chest", "other", ""]:
     """Return the region of the body: the coded one, else the named one, else what the description says."""
-    if header.region_codes:
-        return "chest" if CHEST_CODES.intersection(header.region_codes) else "other"
-    return _named_region(header.body_part) or _named_region(header.descriptions)
+    named = _named_region(header.body_part) or _named_region(header.descriptions)
+    if not header.region_codes:
+        return named
+    if CHEST_CODES.intersection(header.region_codes):
+        return "chest"
+    return "" if named == "chest" else "other"  # a code that we do not know may still be the chest's
 
 
 def _named_region(text: str) -> Literal["chest", "other", ""]:
     """Return the region that a text names; "" for none, for both, and for words that we do not know."""
-    words = _words(text)
+    words = _words(re.sub("(?i)head up", "", text))  # how a patient lies
     chest = any(word.startswith(CHEST_STEMS) for word in words) or bool(words & CHEST_WORDS)
-    if chest == bool(words & OTHER_WORDS):
+    other = bool(words & OTHER_WORDS) or any("ABD" in word for word in words)
+    if chest == other:
         return ""
     return "chest" if chest else "other"
 
@@ -209,10 +223,15 @@ def _view(header: Header) -> View | Literal["lateral", "other", ""]:
     named = named_view(header.view)
     if named:
         return named
-    if header.orientation and header.orientation[0][:1] in {"A", "P"}:
-        return "lateral"  # rows of a frontal view run from side to side
+    return "lateral" if _says_lateral(header) else ""
+
+
+def _says_lateral(header: Header) -> bool:
+    """Whether orientation, codes or description call the image lateral: rows of a frontal one run from side to side."""
     words = _words(header.descriptions)
-    return "lateral" if words & LATERAL_WORDS and not words & FRONTAL_WORDS else ""
+    return (header.orientation[:1] != () and header.orientation[0][:1] in {"A", "P"}) or bool(
+        LATERAL_CODES.intersection(header.view_codes) or (words & LATERAL_WORDS and not words & FRONTAL_WORDS)
+    )
 
 
 def named_view(text: str) -> View | Literal["lateral", "other", ""]:

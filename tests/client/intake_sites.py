@@ -10,7 +10,7 @@ from client.intake.journal import Journal, open_journal
 from client.intake.run import Summary
 from client.settings import IntakeSettings, SiteFolder, new_site
 from multimix.data.decode import geometry_of
-from multimix.data.dicom import Keys, accession_key, patient_key, uid_key
+from multimix.data.dicom import Keys, accession_key, number_key, patient_key, uid_key
 from multimix.data.phantom_dicom import PhantomDicom, dicom_bytes, phantom_dataset
 from multimix.data.pseudonyms import Pseudonyms, read_or_make_secret
 from multimix.data.store import Store, open_store
@@ -57,7 +57,7 @@ def write_dicom(file: Path, seed: int, **about) -> Path:
 
 
 def take(site: SiteFolder, source: Path | None = None, **how) -> Summary:
-    return run_intake(site, source=source, **how)
+    return run_intake(site, *(() if source is None else (source,)), **how)
 
 
 def store_of(site: SiteFolder) -> Store:
@@ -90,6 +90,7 @@ def found_image(
             uid_key(pseudonyms, uid),
             patient_key(pseudonyms, patient),
             accession_key(pseudonyms, accession) if accession else "",
+            number_key(pseudonyms, patient),
         ),
         view=view,
         modality="DX",

@@ -62,7 +62,7 @@ def test_an_error_of_the_site_speaks_for_itself_with_brackets_as_they_are(printe
     assert "no [pacs] section" in printed()
 
 
-@pytest.mark.parametrize("kind", [ValueError, OSError, RuntimeError, UnicodeError])
+@pytest.mark.parametrize("kind", [ValueError, KeyError, RuntimeError, UnicodeError])
 def test_an_error_that_nobody_foresaw_is_told_by_its_kind_and_place(printed, kind):
     assert exit_code(kind(SECRET_WORD)) == EXIT_INTERNAL
     said = printed()

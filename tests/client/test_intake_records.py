@@ -60,11 +60,3 @@ def test_a_record_that_is_not_there_is_not_read(path, number):
         file.append(b"abcd")
         with pytest.raises(IndexError):
             file.read(number)
-
-
-def test_a_blanked_record_is_zero_and_its_neighbours_are_not(path):
-    with records(path) as file:
-        for record in (b"aaaa", b"bbbb", b"cccc"):
-            file.append(record)
-        file.blank(1)
-    assert path.read_bytes() == b"aaaa\0\0\0\0cccc"

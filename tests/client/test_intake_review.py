@@ -71,15 +71,16 @@ def test_without_a_word_the_view_is_what_the_file_says_else_frontal(site):
     assert not (site.path / "review.png").exists()
 
 
-def test_the_pixels_of_a_rejected_image_are_zero_and_nobody_is_asked_again(site, taken):
+def test_the_pixels_of_a_rejected_image_are_gone_and_nobody_is_asked_again(site, taken):
     first, *others = queue(site)
     with journal_of(site) as journal:
-        record = dict(Queue.of(journal).named())[first].record
-        assert any(journal.images.read(record))
+        pixels = journal.images.read(dict(Queue.of(journal).named())[first].record)
+        kept = [journal.images.read(image.record) for image in journal.kept_images() if f"r{image.id}" != first]
+    assert any(pixels)
     assert command(site, "reject", first)[0] == 0
+    assert not any(pixels in path.read_bytes() for path in site.path.rglob("*.u8"))
     with journal_of(site) as journal:
-        assert not any(journal.images.read(record))
-        assert all(any(journal.images.read(image.record)) for image in Queue.of(journal).images)
+        assert [journal.images.read(image.record) for image in journal.kept_images()] == kept
     export = taken.path.parent / "export"
     again = take(site, export, without_preamble=True)  # other rules: what was set aside would be examined again
     assert (again.outcomes, again.unchanged) == ({}, 4)

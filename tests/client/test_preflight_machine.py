@@ -251,7 +251,9 @@ def test_a_missing_decoder_fails_with_the_techniques_name_and_the_package(uid, n
 
 def test_jpeg_extended_warns_because_nothing_decodes_its_12_bits():
     for plugins in (("pillow",), ("gdcm", "pillow")):
-        assert decoders({JPEGExtended12Bit: 1}, find=lambda _, plugins=plugins: FakeDecoder(*plugins))[0].status == "WARN"
+        assert (
+            decoders({JPEGExtended12Bit: 1}, find=lambda _, plugins=plugins: FakeDecoder(*plugins))[0].status == "WARN"
+        )
 
 
 def test_a_private_transfer_syntax_is_counted_and_never_named():

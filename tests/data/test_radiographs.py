@@ -70,8 +70,6 @@ ACCEPTED = [
     ({"view": "", "view_codes": ("R-10214", "272479007")}, "PA"),
     ({"view_codes": ("261665006",)}, "PA"),  # "unknown" leaves it to the name
     ({"view_codes": ("R-41198",)}, "PA"),
-    ({"orientation": ("P", "F")}, "PA"),  # the named view goes before the orientation
-    ({"descriptions": "LATERAL"}, "PA"),
     ({"body_part": "CHEST", "descriptions": "abdomen"}, "PA"),
 ]
 
@@ -103,7 +101,7 @@ ASIDE = [
     ({"rows": -100, "columns": -100}, "too_few_pixels"),
     ({"body_part": "HAND"}, "other_body_part"),
     ({"body_part": "CSPINE"}, "other_body_part"),
-    ({"region_codes": ("818981001",)}, "other_body_part"),
+    ({"body_part": "", "region_codes": ("818981001",)}, "other_body_part"),
     ({"body_part": "", "descriptions": "KNEE LEFT"}, "other_body_part"),
     ({"view": "LL"}, "lateral_view"),
     ({"view": "LATERAL"}, "lateral_view"),
@@ -125,6 +123,14 @@ def test_what_is_plainly_something_else_is_set_aside_with_its_reason(changes, re
 
 
 REVIEWED = [
+    ({"orientation": ("P", "F")}, "view_contradicted", "PA"),
+    ({"descriptions": "LATERAL"}, "view_contradicted", "PA"),
+    ({"view_codes": ("272479007", "399173006")}, "view_contradicted", "PA"),
+    ({"region_codes": ("302551006",)}, "body_part_unknown", "PA"),  # entire thorax: no code of PS3.16
+    ({"region_codes": ("818981001",)}, "body_part_unknown", "PA"),  # the abdomen's, and named chest
+    ({"body_part": "CHESTABDOMEN"}, "body_part_unknown", "PA"),
+    ({"body_part": "UNKNOWN"}, "body_part_unknown", "PA"),
+    ({"body_part": "", "descriptions": "PORTABLE AP HEAD UP 45"}, "body_part_unknown", "PA"),
     ({"view": ""}, "view_unknown", ""),
     ({"view": "", "view_codes": ("261665006",)}, "view_unknown", ""),
     ({"view": "", "orientation": ("L", "F")}, "view_unknown", ""),

@@ -111,7 +111,6 @@ def retagged(data: bytes) -> bytes:
                 return b""
             for keyword, value in CHEST.items():
                 setattr(dataset, keyword, value)
-            dataset.SOPInstanceUID = dataset.get("SOPInstanceUID") or "1.2.3.4.5"
             file = io.BytesIO()
             dataset.save_as(file)
     except Exception:  # noqa: BLE001  (some are damaged already)

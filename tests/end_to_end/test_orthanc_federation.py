@@ -53,7 +53,9 @@ def over_dicomweb(sites: Path, files: Path, index: int, scratch: Path) -> None:
         password = scratch / "password"
         password.touch(mode=0o600)
         password.write_text(orthanc.password)
-        settings = f'[pacs]\nurl = "{orthanc.dicomweb}"\nusername = "{orthanc.username}"\npassword_file = "{password}"\n'
+        settings = (
+            f'[pacs]\nurl = "{orthanc.dicomweb}"\nusername = "{orthanc.username}"\npassword_file = "{password}"\n'
+        )
         site = new_site(sites / f"hospital-{index}", f"hospital-{index}", settings)
         arguments = ["intake", "--pacs", "--labels", str(files / "labels.csv"), "--site", str(site), "--json"]
         first, second = (CliRunner().invoke(app, arguments) for _ in range(2))

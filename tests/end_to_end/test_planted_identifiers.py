@@ -229,7 +229,7 @@ def test_mistakes_are_refused_in_words_and_no_error_is_unforeseen(sweep):
     assert "internal_error" not in "".join(sweep.said.values())
     assert reasons == {
         *("label_conflict", "label_unknown", "labels_unreadable", "row_malformed", "column_unknown", "mask_missing"),
-        *("image_missing", "patient_in_two_splits", "source_missing", "review_unknown", "pacs_not_set", "site_missing"),
+        *("image_missing", "source_missing", "review_unknown", "pacs_not_set", "site_missing"),
         "patient_unknown",
     }
 

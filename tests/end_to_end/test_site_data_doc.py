@@ -1,5 +1,6 @@
 """docs/site-data.md is true: its commands run as they stand, its tables are those of the code."""
 
+import json
 import os
 import re
 import subprocess
@@ -22,6 +23,11 @@ def run(commands: str, folder: Path) -> None:
     script = ["bash", "-euo", "pipefail", "-c", commands]
     done = subprocess.run(script, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, f"{commands}\n{done.stdout}\n{done.stderr}"
+
+
+def shown(folder: Path) -> dict[str, int]:
+    command = [str(Path(sys.executable).parent / "multimix-site"), "show", "--json", "--site", str(folder / "site")]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 @pytest.mark.orthanc
@@ -48,6 +54,11 @@ def test_every_command_of_the_page_runs_in_an_empty_folder(tmp_path):
                     f'password_file = "{password}"\n'
                 )
             run(block, tmp_path)
+    assert {name: shown(tmp_path)[name] for name in ("images", "masks", "patients")} == {
+        "images": 40,
+        "masks": 40,
+        "patients": 40,
+    }
 
 
 def test_the_table_of_reasons_is_that_of_the_code():
