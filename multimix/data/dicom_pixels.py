@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from pydicom.dataset import Dataset
-from pydicom.encaps import generate_fragments
+from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.uid import (
@@ -157,7 +157,7 @@ def _check_size(dataset: Dataset, syntax: UID) -> None:
     """
     if not syntax.is_encapsulated or syntax == RLELossless:
         return
-    size = _coded_size(next(iter(generate_fragments(dataset.PixelData)), b""))
+    size = _coded_size(next(generate_frames(dataset.PixelData, number_of_frames=1)))
     if size is not None and size != (int(dataset.Rows), int(dataset.Columns)):
         raise DicomError("matrix_wrong")
 
