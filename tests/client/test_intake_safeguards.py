@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from client.cli import app
 from client.intake.cli import purge_patient
-from client.intake.examine import Item, Rules, examine, rules_fingerprint
+from client.intake.examine import Item, Rules, aside, examine, rules_fingerprint
 from client.intake.purge import purge_everything
+from client.intake.sources import file_key
 from client.settings import SiteFolder
 from multimix.data import dicom_pixels
 from multimix.data.decode import Preprocessing
@@ -73,13 +74,16 @@ def test_a_received_file_is_removed_once_it_is_taken_in_or_set_aside_for_good(si
 
 def test_a_received_file_that_we_failed_on_stays_and_is_looked_at_again_when_limits_change(site):
     file = received(site, 1)
-    slow = site.settings.intake.model_copy(update={"seconds_per_file": 1e-6})
-    hurried = SiteFolder(site.path, site.settings.model_copy(update={"intake": slow}))
-    for outcomes, unchanged in (({"time_limit": 1}, 0), ({}, 1)):
-        summary = take(hurried, received=True)
-        assert (dict(summary.outcomes), summary.unchanged) == (outcomes, unchanged)
-        assert file.exists()
-    assert take(site, received=True).outcomes == {"stored": 1}
+    limits = site.settings.limits
+    rules = f"{rules_fingerprint(site.rules())} {limits.seconds_per_file} {limits.memory_mib}"
+    with site.journal(rules=rules) as journal:
+        journal.add(file_key(pseudonyms_of(site), file.resolve()), aside("time_limit"))
+        journal.commit()
+    assert take(site, received=True).unchanged == 1
+    assert file.exists()
+    patient = site.settings.intake.model_copy(update={"seconds_per_file": 90.0})
+    unhurried = SiteFolder(site.path, site.settings.model_copy(update={"intake": patient}))
+    assert take(unhurried, received=True).outcomes == {"stored": 1}
     assert not file.exists()
 
 
