@@ -11,7 +11,9 @@ import os
 import resource
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
@@ -22,6 +24,7 @@ from client.intake.examine import Examined, Item, Rules, aside, examine
 
 AHEAD: Final = 4  # items in flight for each worker
 MEMORY_OVER_BYTES: Final = 4  # bytes sent to a worker are there twice, beside the worker itself
+_KILL_S: Final = 5.0  # until pebble has ended a worker that does not heed
 _PR_SET_DUMPABLE: Final = 4
 
 _rules: list[Rules] = []
@@ -110,9 +113,14 @@ class Workers:
     def _scheduled(self, item: Item) -> Callable[[], Examined]:
         if isinstance(item.content, bytes) and len(item.content) * MEMORY_OVER_BYTES > self._limits.memory_mib << 20:
             return lambda: aside("memory_limit")  # a worker that cannot even receive it would break the pool
-        future = self._started().schedule(_work, args=(item,), timeout=self._limits.seconds_per_file)
-        result: Callable[[], Examined] = future.result
-        return result
+        limit_s = self._limits.seconds_per_file
+        try:
+            future = self._started().schedule(_work, args=(item,), timeout=limit_s)
+        except (RuntimeError, BrokenProcessPool):  # a worker died while it had nothing to do: the pool is lost
+            self._pool = None
+            future = self._started().schedule(_work, args=(item,), timeout=limit_s)
+        longest_s = (AHEAD + 1) * (limit_s + _KILL_S)  # those before it in the queue, each at its limit
+        return lambda: future.result(longest_s)
 
     def _started(self) -> ProcessPool:
         if self._pool is None:
@@ -135,5 +143,5 @@ def _outcome(result: Callable[[], Examined]) -> Examined:
         return result()
     except FutureTimeoutError:
         return aside("time_limit")
-    except ProcessExpired:
+    except (ProcessExpired, BrokenProcessPool, CancelledError):
         return aside("decoder_crashed")

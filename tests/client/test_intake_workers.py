@@ -8,6 +8,8 @@ import os
 import resource
 import time
 from functools import partial
+from multiprocessing import forkserver
+from pathlib import Path
 
 import pytest
 
@@ -104,3 +106,22 @@ def test_stopping_in_the_middle_does_not_wait_for_what_hangs():
 def test_neither_the_secret_nor_the_journal_is_shown():
     assert "kkk" not in repr(RULES)
     assert repr(item(b"PATIENT")) == "Item(dicom)"
+
+
+def test_a_worker_that_dies_while_it_has_nothing_to_do_does_not_end_the_intake():
+    def items():
+        yield item(b"junk", "0")
+        time.sleep(1)  # the worker has answered and waits
+        server = forkserver._forkserver._forkserver_pid
+        workers = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+        assert workers
+        for worker in workers:
+            os.kill(int(worker), 9)
+        time.sleep(1)
+        yield item(b"junk", "1")
+        yield item(b"junk", "2")
+
+    with Workers(RULES, Limits(1, 30.0, MEMORY_MIB)) as pool:
+        found = [(each.key, outcome.reason) for each, outcome in pool.examined(items())]
+    assert [key for key, _ in found] == ["0", "1", "2"]
+    assert found[0][1] == found[2][1] == "not_dicom"
