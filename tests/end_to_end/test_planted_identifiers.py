@@ -195,6 +195,8 @@ def receive(sweep: Sweep, port: int) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- tests
+pytestmark = pytest.mark.slow
+
 COMMANDS = [
     *(
         "init",

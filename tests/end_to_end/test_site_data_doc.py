@@ -30,6 +30,7 @@ def shown(folder: Path) -> dict[str, int]:
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.orthanc
 def test_every_command_of_the_page_runs_in_an_empty_folder(tmp_path):
     blocks = COMMANDS.findall(DOC.read_text())

@@ -127,26 +127,39 @@ def test_predicting_for_no_image_is_explained(finished, tmp_path):
     assert "no PNG or JPEG" in refused(app, "predict", str(finished[0] / "model.safetensors"), str(tmp_path))
 
 
-def test_a_site_imports_a_manifest_and_shows_counts_alone(tmp_path):
+def test_a_site_takes_a_manifest_in_and_shows_counts_alone(tmp_path):
     made = runner.invoke(
         app, ["phantoms", str(tmp_path / "films"), "--hospitals", "1", "--patients", "6", "--image-size", "64"]
     )
     assert made.exit_code == 0, made.output
-    arguments = [str(tmp_path / "films" / "manifest.csv"), str(tmp_path / "store"), "--image-size", "32"]
-    done = runner.invoke(site_app, ["import", *arguments, "--secret", str(tmp_path / "secret"), "--json"])
+    site = ["--site", str(tmp_path / "site")]
+    assert runner.invoke(site_app, ["init", "here", *site, "--image-size", "32"]).exit_code == 0
+    done = runner.invoke(site_app, ["intake", str(tmp_path / "films" / "manifest.csv"), *site, "--json"])
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["patients"] == 6
-    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
-    shown = runner.invoke(site_app, ["show", str(tmp_path / "store")])
+    assert json.loads(done.stdout)["holdings"]["patients"] == 6
+    shown = runner.invoke(site_app, ["show", *site])
     assert "phantom-a" not in shown.output
     assert re.search(r"images\s+6", shown.output)
 
 
 def test_a_site_refuses_a_size_the_network_cannot_take(tmp_path):
-    message = refused(site_app, "import", "nothing.csv", str(tmp_path / "store"), "--image-size", "50")
+    message = refused(site_app, "init", "here", "--site", str(tmp_path / "site"), "--image-size", "50")
     assert "multiple of 16" in message
 
 
-def test_a_site_that_imports_nothing_leaves_no_secret_behind(tmp_path):
-    refused(site_app, "import", str(tmp_path / "no.csv"), str(tmp_path / "s"), "--secret", str(tmp_path / "secret"))
-    assert not (tmp_path / "secret").exists()
+def test_phantoms_as_dicom_are_a_folder_and_a_labels_file_for_each_hospital(tmp_path):
+    arguments = [
+        "phantoms",
+        str(tmp_path / "out"),
+        "--dicom",
+        "--hospitals",
+        "2",
+        "--patients",
+        "2",
+        "--image-size",
+        "64",
+    ]
+    assert runner.invoke(app, arguments).exit_code == 0
+    for name in ("phantom-a", "phantom-b"):
+        assert len(list((tmp_path / "out" / name).rglob("*.dcm"))) == 2
+        assert (tmp_path / "out" / name / "labels.csv").read_text().startswith("sop_instance_uid,label")
