@@ -16,10 +16,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.command()(intake_cli.intake)
-app.command()(intake_cli.receive)
-app.add_typer(intake_cli.review, name="review")
-app.command()(intake_cli.purge)
 
 
 @app.command()
@@ -35,6 +31,12 @@ def init(
     with discreet():
         new_site(site, name, image_size=image_size)
         out.print(f"made site {name}: fill in site.toml, then run: multimix-site intake FOLDER", highlight=False)
+
+
+app.command()(intake_cli.intake)
+app.command()(intake_cli.receive)
+app.add_typer(intake_cli.review, name="review")
+app.command()(intake_cli.purge)
 
 
 @app.command()

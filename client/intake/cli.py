@@ -69,9 +69,9 @@ def intake(
     site: SiteOption = HERE,
     as_json: JsonOption = False,
 ) -> None:
-    """Take radiographs in: from a folder, a CSV manifest, the PACS, or what was received. Again costs nothing.
+    """Take radiographs in: DICOM folders of any depth, CSV manifests of PNG or JPEG, the PACS, or what was received.
 
-    Without a source, labels are joined anew. Exit codes: 0 done (set-aside files are no error), 2 unusable input,
+    Again it opens only what is new. Without a source, labels are joined anew. Exit codes: 0 done (set-aside files are no error), 2 unusable input,
     130 interrupted (what was finished is kept).
     """
     with discreet():
