@@ -71,8 +71,9 @@ def intake(
 ) -> None:
     """Take radiographs in: DICOM folders of any depth, CSV manifests of PNG or JPEG, the PACS, or what was received.
 
-    Again it opens only what is new. Without a source, labels are joined anew. Exit codes: 0 done (set-aside files are no error), 2 unusable input,
-    130 interrupted (what was finished is kept).
+    Again it opens only what is new. Without a source, labels are joined anew.
+
+    Exit codes: 0 done (set-aside files are no error), 2 unusable input, 130 interrupted (what was finished is kept).
     """
     with discreet():
         folder = open_site(site)
