@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
-from pebble import ProcessExpired, ProcessPool
+from pebble import CONSTS, ProcessExpired, ProcessPool
 
 from client.intake.examine import Examined, Item, Rules, aside, examine
 
 AHEAD: Final = 4  # items in flight for each worker
 MEMORY_OVER_BYTES: Final = 4  # bytes sent to a worker are there twice, beside the worker itself
+TERMINATE_S: Final = 0.1  # between asking a worker to end and ending it: it has nothing to save
 _KILL_S: Final = 5.0  # until pebble has ended a worker that does not heed
 _PR_SET_DUMPABLE: Final = 4
 
@@ -129,6 +130,7 @@ class Workers:
                 os.environ.setdefault(name, "1")  # each thread of numpy's would take 40 MiB of a worker's memory
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["client.intake.examine"])
+            CONSTS.term_timeout = TERMINATE_S
             self._pool = ProcessPool(
                 max_workers=self._limits.workers,
                 initializer=_start,

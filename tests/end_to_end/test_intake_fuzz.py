@@ -40,8 +40,8 @@ from multimix.data.phantom_dicom import TRANSFER_SYNTAXES, PhantomDicom, dicom_b
 from tests.conftest import REAL_DATA
 from tests.dicom_seg import lung_segmentation
 
-SECONDS_PER_FILE = 5.0
-MARGIN_S = 5.0  # to notice, to end a worker and to start another on a busy machine
+SECONDS_PER_FILE = 4.0
+MARGIN_S = 4.0  # to notice, to end a worker and to start another on a busy machine
 LARGEST_BYTES = 100_000
 SIDE = 160  # pixels that are left of a larger image
 RULES = Rules(secret=b"fuzz" * 8, preprocessing=Preprocessing(image_size=64), without_preamble=True)
