@@ -9,6 +9,7 @@ import fcntl
 import multiprocessing
 import os
 import resource
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
@@ -25,6 +26,7 @@ from client.intake.examine import Examined, Item, Rules, aside, examine
 AHEAD: Final = 4  # items in flight for each worker
 MEMORY_OVER_BYTES: Final = 4  # bytes sent to a worker are there twice, beside the worker itself
 TERMINATE_S: Final = 0.1  # between asking a worker to end and ending it: it has nothing to save
+_STOP_S: Final = 5.0
 _KILL_S: Final = 5.0  # until pebble has ended a worker that does not heed
 _PR_SET_DUMPABLE: Final = 4
 
@@ -94,10 +96,17 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop all processes; whatever they do is lost if the block failed."""
-        if self._pool is not None:
-            (self._pool.stop if kind else self._pool.close)()
+        """Stop all processes, whose work is lost if the block failed; they end with this one at the latest."""
+        if self._pool is None:
+            return
+        if kind is None:
+            self._pool.close()
             self._pool.join()
+            return
+        # An interrupt can leave a lock of the pool taken; nobody who pressed Ctrl-C waits for that.
+        stopping = threading.Thread(target=_stop, args=(self._pool,), daemon=True)
+        stopping.start()
+        stopping.join(_STOP_S)
 
     def examined(self, items: Iterable[Item]) -> Iterator[tuple[Item, Examined]]:
         """Yield each item with its outcome, in the order of the items."""
@@ -138,6 +147,11 @@ class Workers:
                 context=context,
             )
         return self._pool
+
+
+def _stop(pool: ProcessPool) -> None:
+    pool.stop()
+    pool.join()
 
 
 def _outcome(result: Callable[[], Examined]) -> Examined:
