@@ -113,7 +113,11 @@ class SiteFolder:
         return self.path / "received"
 
     def pseudonyms(self) -> Pseudonyms:
-        """The keyed hashes of this site; a secret is made only where nothing was taken in yet.
+        """The keyed hashes of this site; raises as `read_secret`."""
+        return Pseudonyms(self.read_secret())
+
+    def read_secret(self) -> bytes:
+        """The site's secret; one is made only where nothing was taken in yet.
 
         Raises:
             SiteError: `secret_missing`, `secret_unusable`, `secret_not_private`.
@@ -122,7 +126,7 @@ class SiteFolder:
             raise SiteError(
                 "secret_missing", "site.secret is gone, and without it no patient is known again. Restore its backup."
             )
-        return Pseudonyms(read_or_make_secret(self.secret))
+        return read_or_make_secret(self.secret)
 
     def journal(self, *, rules: str = "") -> AbstractContextManager[Journal]:
         """Open the site's journal, alone; see `client.intake.journal.open_journal`."""
@@ -136,9 +140,8 @@ class SiteFolder:
 
     def rules(self, *, without_preamble: bool = False) -> Rules:
         """What the workers have to know."""
-        self.pseudonyms()  # refuses where the secret is gone
         return Rules(
-            secret=read_or_make_secret(self.secret),
+            secret=self.read_secret(),
             preprocessing=self.settings.preprocessing,
             maximum_pixels=self.settings.intake.maximum_pixels,
             maximum_bytes=self.settings.intake.maximum_bytes,

@@ -181,13 +181,9 @@ class Holdings:
     problems: Mapping[str, int]
 
 
-def write_generation(site: SiteFolder, journal: Journal) -> Holdings:
-    """Join, publish and count what the journal holds.
-
-    Raises:
-        StoreError: `disk_full`, `cannot_write`.
-    """
-    found = join(
+def joined(site: SiteFolder, journal: Journal) -> Join:
+    """Join all that the journal holds, by the site's settings."""
+    return join(
         journal.kept_images("accept"),
         journal.labels(),
         journal.kept_masks(),
@@ -195,6 +191,15 @@ def write_generation(site: SiteFolder, journal: Journal) -> Holdings:
         source=site.settings.name,
         mask_convention=site.settings.mask_convention,
     )
+
+
+def write_generation(site: SiteFolder, journal: Journal) -> Holdings:
+    """Join, publish and count what the journal holds.
+
+    Raises:
+        StoreError: `disk_full`, `cannot_write`.
+    """
+    found = joined(site, journal)
     number = publish(journal, site.store, found, site.settings.preprocessing, group=site.group)
     return Holdings(
         generation=number,

@@ -84,7 +84,6 @@ FLAGS: Final = {
     ),
     "text_heavy": Reason("text in the pixels, which may name a patient", "read it; purge the patient if it names one"),
     "bits_stored_wrong": Reason("more bits than the header says; the pixels were believed", "tell who runs the device"),
-    "bits_stored_invalid": Reason("an impossible number of bits in the header", "tell who runs the device"),
 }
 OURS: Final = frozenset(
     {"time_limit", "memory_limit", "decoder_crashed", "examination_failed", "syntax_unsupported"}

@@ -10,7 +10,7 @@ from client.intake.examine import Examined, Item, rules_fingerprint
 from client.intake.generation import Holdings, write_generation
 from client.intake.journal import Journal, Label
 from client.intake.purge import finish_purge, tombstone
-from client.intake.reasons import OURS
+from client.intake.reasons import OURS, TRANSIENT
 from client.intake.workers import Workers
 from client.settings import SiteFolder
 from multimix.data.pseudonyms import Pseudonyms
@@ -18,7 +18,6 @@ from multimix.errors import SiteError
 
 COMMIT_ITEMS: Final = 64
 COMMIT_S: Final = 2.0
-TRANSIENT: Final = frozenset({"file_unreadable", "retrieval_failed"})  # tried again at the next intake
 
 Progress = Callable[[int, str], None]
 

@@ -104,9 +104,7 @@ class Workers:
             self._pool.join()
             return
         # An interrupt can leave a lock of the pool taken; nobody who pressed Ctrl-C waits for that.
-        stopping = threading.Thread(target=_stop, args=(self._pool,), daemon=True)
-        stopping.start()
-        stopping.join(_STOP_S)
+        _stop(self._pool).join(_STOP_S)
 
     def examined(self, items: Iterable[Item]) -> Iterator[tuple[Item, Examined]]:
         """Yield each item with its outcome, in the order of the items."""
@@ -127,6 +125,8 @@ class Workers:
         try:
             future = self._started().schedule(_work, args=(item,), timeout=limit_s)
         except (RuntimeError, BrokenProcessPool):  # a worker died while it had nothing to do: the pool is lost
+            if self._pool is not None:
+                _stop(self._pool)
             self._pool = None
             future = self._started().schedule(_work, args=(item,), timeout=limit_s)
         longest_s = (AHEAD + 1) * (limit_s + _KILL_S)  # those before it in the queue, each at its limit
@@ -149,9 +149,16 @@ class Workers:
         return self._pool
 
 
-def _stop(pool: ProcessPool) -> None:
-    pool.stop()
-    pool.join()
+def _stop(pool: ProcessPool) -> threading.Thread:
+    """Begin to stop a pool that may be stuck; its processes end with this one at the latest."""
+
+    def stop() -> None:
+        pool.stop()
+        pool.join()
+
+    stopping = threading.Thread(target=stop, daemon=True)
+    stopping.start()
+    return stopping
 
 
 def _outcome(result: Callable[[], Examined]) -> Examined:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from client.intake.generation import Join, join
+from client.intake.generation import Join, joined
 from client.intake.journal import Image, Journal
 from client.intake.reasons import FLAGS, JOIN, Reason
 from client.preflight.lines import Line, Status
@@ -22,14 +22,7 @@ def data_lines(site: SiteFolder, journal: Journal) -> Iterator[Line]:
     if not images:
         yield Line("images", "FAIL", "Nothing was taken in yet.", "Run multimix-site intake.")
         return
-    found = join(
-        journal.kept_images("accept"),
-        journal.labels(),
-        journal.kept_masks(),
-        pseudonyms=site.pseudonyms(),
-        source=site.settings.name,
-        mask_convention=site.settings.mask_convention,
-    )
+    found = joined(site, journal)
     yield _splits(found)
     yield from _classes(site, found)
     yield _views(found)

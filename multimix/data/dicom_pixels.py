@@ -185,8 +185,6 @@ def true_values(stored: Values, dataset: Dataset) -> tuple[Values, tuple[str, ..
     Legacy overlays live in the unused bits (PS3.5 8.1.2): where the bits above are such planes, they are masked.
     """
     allocated, bits = int(dataset.BitsAllocated), int(dataset.BitsStored)
-    if not 0 < bits <= allocated:
-        return stored, ("bits_stored_invalid",)
     signed = int(dataset.get("PixelRepresentation") or 0) == 1
     shift = max(0, int(dataset.get("HighBit", bits - 1)) + 1 - bits)
     if shift and shift + bits <= allocated:
