@@ -26,7 +26,7 @@ from PIL import ImageChops, ImageFilter
 from pydicom.uid import UID
 
 from client.hospital import card_of
-from client.intake.generation import current, join
+from client.intake.generation import current, joined
 from client.intake.journal import Image, Journal
 from client.intake.page_charts import draw_charts, spread
 from client.intake.purge import finish_purge
@@ -35,7 +35,6 @@ from client.intake.review import Queue, pixels_of
 from client.settings import SiteFolder
 from multimix.bars import level_bar
 from multimix.data.manifest import SPLITS
-from multimix.data.pseudonyms import Pseudonyms
 from multimix.data.store import LABEL_CODES, open_store
 from multimix.data.store_writer import Entry
 from multimix.errors import Refused, SiteError, StoreError
@@ -146,15 +145,7 @@ def render(site: SiteFolder, journal: Journal, *, images: int) -> str:
 
 def _accepted(site: SiteFolder, journal: Journal) -> tuple[list[Shown], Mapping[str, int]]:
     """Return the accepted images with what the labels files give them, and the joins that failed."""
-    images = journal.kept_images("accept")
-    found = join(
-        images,
-        journal.labels(),
-        journal.kept_masks(),
-        pseudonyms=Pseudonyms(site.rules().secret),
-        source=site.settings.name,
-        mask_convention=site.settings.mask_convention,
-    )
+    images, found = journal.kept_images("accept"), joined(site, journal)
     shown = [Shown(f"a{image.id}", image, entry) for image, entry in zip(images, found.entries, strict=True)]
     return shown, found.problems
 
