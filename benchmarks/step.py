@@ -19,7 +19,7 @@ from torch.utils.flop_counter import flop_registry
 from multimix.batches import slots
 from multimix.config import MethodConfig, preset
 from multimix.network import MultiMixNetwork, new_network
-from multimix.objective import Batch, Losses, Slots, _bernoulli_divergence, _dice_loss, _pseudo
+from multimix.objective import Batch, Losses, Slots, bernoulli_divergence, dice_loss, _pseudo
 from multimix.training import step_gradients
 
 RELEASED_GFLOP_5X10_256PX = 1364.7  # 50 images x (6 encoder passes + 3 decoder passes), of the prototype
@@ -81,8 +81,8 @@ def released_step(case: Case) -> None:
         classification=functional.cross_entropy(outputs["labelled"][0], batch.labels, reduction="none"),
         unlabelled_classification=confident
         * functional.cross_entropy(outputs["strong"][0], pseudo_labels, reduction="none"),
-        segmentation=_dice_loss(outputs["masked"][1], batch.masks),
-        unlabelled_segmentation=_bernoulli_divergence(
+        segmentation=dice_loss(outputs["masked"][1], batch.masks),
+        unlabelled_segmentation=bernoulli_divergence(
             outputs["weak mask"][1].detach().sigmoid(), outputs["strong mask"][1]
         ),
     )

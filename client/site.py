@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -9,9 +11,11 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from client.books import Books, Order
 from client.card import site_card
-from client.policy import SitePolicy, check
+from client.policy import SitePolicy, check, check_population
 from client.replays import Replays
+from client.replies import pack, unpack
 from multimix.batches import TrainingData
 from multimix.contract.messages import (
     EvaluateReport,
@@ -23,15 +27,18 @@ from multimix.contract.messages import (
     taught_arrays,
     weights_sha256,
 )
+from multimix.contract.privacy import Extension
 from multimix.contract.signing import SignedPlan, verified
 from multimix.contract.site import Evaluated, Trained
-from multimix.contract.suppression import suppress
+from multimix.contract.suppression import suppress as suppress_small_cells
 from multimix.data.hospitals import Hospital
 from multimix.data.sampling import Pools, make_pools, patients
 from multimix.data.store import Store
 from multimix.errors import InputError, Refused
 from multimix.evaluation import ModelTime, evaluate
 from multimix.network import CLASSES, MultiMixNetwork
+from multimix.privacy.entries import Binding
+from multimix.privacy.training import train_privately
 from multimix.samples import sample_pictures
 from multimix.training import resolve_device, train
 from multimix.weights import export, load_into
@@ -46,6 +53,7 @@ class LocalSite:
     coordinator: Ed25519PublicKey
     device: str = "auto"
     synthetic: bool = False
+    books_of: Callable[[RoundPlan], Books] | None = None  # a laboratory's public images need none
     _replays: Replays = field(default_factory=Replays)
 
     @cached_property
@@ -60,9 +68,54 @@ class LocalSite:
 
     def train(self, signed: SignedPlan, weights: Weights) -> Trained:
         """Train for one round. Refuses before a pixel is read; a diverged model or an untaught module is never sent."""
-        plan, network = self._admitted(signed, weights, kind="train")
-        if self.hospital.role == "held-out":
-            raise Refused("site_held_out")
+        plan = self._verified(signed, kind="train")
+        with self._refusals_entered(plan, signed):
+            network = self._admitted(plan, signed, weights)
+            if self.hospital.role == "held-out":
+                raise Refused("site_held_out")
+            if plan.dp is not None:
+                return self._train_privately(plan, signed, network)
+            if self.books_of is not None:
+                books = self.books_of(plan)
+                with books.opened(signed.countersigned, self.coordinator) as ledger:
+                    books.enter_non_private(ledger, self._order(plan, signed))
+                    trained = self._train_openly(plan, signed, network)
+                    extension = books.extension(ledger, signed.countersigned)
+                return replace(trained, report=trained.report.model_copy(update={"ledger": extension}))
+            return self._train_openly(plan, signed, network)
+
+    def _train_privately(self, plan: RoundPlan, signed: SignedPlan, network: MultiMixNetwork) -> Trained:
+        """Answer with noised weights and the ledger's head, nothing else; the same bytes however often asked."""
+        dp, work = plan.dp, plan.work
+        if self.books_of is None:
+            raise Refused("ledger_missing")
+        if dp is None or work is None:
+            raise Refused("plan_incomplete")
+        books = self.books_of(plan)
+        check_population(dp, books.population)
+
+        def train(secret: bytes) -> bytes:
+            sent = train_privately(network, self._private_data(plan), plan.method, work, dp, secret=secret)
+            _check_finite(sent)
+            report = TrainReport(
+                site=self.hospital.name,
+                job_id=plan.job_id,
+                round=plan.round,
+                plan_sha256=signed.sha256,
+                weights_sha256=weights_sha256(sent),
+                steps=work.steps,
+                teachers={},
+                losses={},
+            )
+            return pack(Trained(report, sent))
+
+        with books.opened(signed.countersigned, self.coordinator) as ledger:
+            trained = unpack(books.answer(ledger, self._order(plan, signed), train))
+            extension = books.extension(ledger, signed.countersigned)
+        return replace(trained, report=trained.report.model_copy(update={"ledger": extension}))
+
+    def _train_openly(self, plan: RoundPlan, signed: SignedPlan, network: MultiMixNetwork) -> Trained:
+        """Train without differential privacy."""
         if plan.work is None:
             raise Refused("plan_incomplete")
         started = time.perf_counter()
@@ -70,8 +123,7 @@ class LocalSite:
         evaluated = time.perf_counter()
         outcome = train(network, self._training_data(plan), plan.method, plan.work, seed=plan.seed)
         trained = export(network)
-        if not all(np.isfinite(value).all() for value in trained.values()):
-            raise Refused("training_diverged")
+        _check_finite(trained)
         sent = taught_arrays(trained, outcome.teachers)
         report = TrainReport(
             site=self.hospital.name,
@@ -96,8 +148,11 @@ class LocalSite:
 
     def evaluate(self, signed: SignedPlan, weights: Weights) -> Evaluated:
         """Score the weights given; pictures only as many as policy releases."""
-        plan, network = self._admitted(signed, weights, kind="evaluate")
-        report = self._evaluation(plan, signed, network)
+        plan = self._verified(signed, kind="evaluate")
+        with self._refusals_entered(plan, signed):
+            network = self._admitted(plan, signed, weights)
+            extension = self._evaluation_entered(plan, signed) if self.books_of else None
+        report = self._evaluation(plan, signed, network).model_copy(update={"ledger": extension})
         count = min(plan.pictures, self.policy.pictures)
         pictures: tuple[Picture, ...] = ()
         if count:
@@ -105,11 +160,14 @@ class LocalSite:
             pictures = sample_pictures(network, self.store, rows, count=count)
         return Evaluated(report, pictures)
 
-    def _admitted(self, signed: SignedPlan, weights: Weights, *, kind: str) -> tuple[RoundPlan, MultiMixNetwork]:
-        """Check signature, policy, replay and binding to the weights; return plan and network."""
+    def _verified(self, signed: SignedPlan, *, kind: str) -> RoundPlan:
         plan = verified(signed, self.coordinator)
         if plan.kind != kind:
             raise Refused("plan_malformed", f"a plan to {plan.kind} sent as an order to {kind}")
+        return plan
+
+    def _admitted(self, plan: RoundPlan, signed: SignedPlan, weights: Weights) -> MultiMixNetwork:
+        """Check policy, binding to the weights and replay; return the network with these weights."""
         check(plan, self.policy)
         if plan.method.network.image_size != self.store.image_size:
             raise Refused("image_size", f"asked {plan.method.network.image_size} px, stored {self.store.image_size} px")
@@ -123,7 +181,38 @@ class LocalSite:
         except ValueError:
             raise Refused("weights_shape") from None
         self._replays.admit(plan, signed.sha256)
-        return plan, network.to(device)
+        return network.to(device)
+
+    def _order(self, plan: RoundPlan, signed: SignedPlan) -> Order:
+        binding = Binding(
+            job_id=plan.job_id,
+            round=plan.round,
+            plan_sha256=signed.sha256,
+            weights_sha256=plan.weights_sha256,
+            data_fingerprint=self.store.fingerprint,
+        )
+        return Order(plan, binding)
+
+    @contextmanager
+    def _refusals_entered(self, plan: RoundPlan, signed: SignedPlan) -> Iterator[None]:
+        """Enter the refusal of a signed plan in the ledger, where there is one that can be written."""
+        try:
+            yield
+        except Refused as refused:
+            if self.books_of is not None and not refused.reason.startswith(("ledger_", "countersignature_")):
+                books = self.books_of(plan)
+                with suppress(Refused), books.opened(None, self.coordinator) as ledger:
+                    books.enter_refusal(ledger, plan, signed.sha256, refused.reason)
+            raise
+
+    def _evaluation_entered(self, plan: RoundPlan, signed: SignedPlan) -> Extension | None:
+        """Enter that exact figures of patients held back from training are about to leave."""
+        if self.books_of is None:
+            return None
+        books = self.books_of(plan)
+        with books.opened(signed.countersigned, self.coordinator) as ledger:
+            books.enter_evaluation(ledger, self._order(plan, signed), self.policy.minimum_cohort)
+            return books.extension(ledger, signed.countersigned)
 
     def _torch_device(self) -> torch.device:
         try:
@@ -158,6 +247,10 @@ class LocalSite:
             raise Refused("no_training_images")
         return TrainingData(self.hospital.name, self.store, pools, log_prior)
 
+    def _private_data(self, plan: RoundPlan) -> TrainingData:
+        """Return all training images and what each may teach; nothing here depends on counts of patients."""
+        return TrainingData(self.hospital.name, self.store, self._pools(plan.mask_convention))
+
     def _may_evaluate(self, plan: RoundPlan) -> bool:
         return plan.evaluate_on != "none" and self.policy.release_evaluation
 
@@ -176,9 +269,14 @@ class LocalSite:
             round=plan.round,
             plan_sha256=signed.sha256,
             split=plan.evaluate_on,
-            statistics=suppress(statistics, minimum=self.policy.minimum_cohort),
+            statistics=suppress_small_cells(statistics, minimum=self.policy.minimum_cohort),
             seconds={"evaluation": time.perf_counter() - started, "evaluation_model": spent.model_s},
         )
+
+
+def _check_finite(weights: Weights) -> None:
+    if not all(np.isfinite(value).all() for value in weights.values()):
+        raise Refused("training_diverged")
 
 
 def _training_rows(pools: Pools) -> np.ndarray:

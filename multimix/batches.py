@@ -11,7 +11,7 @@ from multimix.config import MethodConfig
 from multimix.data.sampling import Pools, draw
 from multimix.data.store import Store
 from multimix.objective import Batch, Slots
-from multimix.randomness import derive_seed
+from multimix.randomness import Key, derive_seed
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,11 @@ class Drawn:
     unlabelled: np.ndarray
     teaches_classifier: np.ndarray  # bool, of `unlabelled`
     teaches_decoder: np.ndarray
+
+    @property
+    def rows(self) -> np.ndarray:
+        """All rows, in the order in which a batch counts its images: labelled, unlabelled, masked."""
+        return np.concatenate([self.labelled, self.unlabelled, self.masked])
 
 
 def slots(method: MethodConfig, images_per_group: int) -> Slots:
@@ -65,12 +70,34 @@ def draw_rows(data: TrainingData, method: MethodConfig, *, seed: int, step: int,
         return Drawn(labelled, masked, unlabelled, np.isin(unlabelled, for_class), np.isin(unlabelled, for_mask))
     class_rows = take(for_class, "unlabelled class", planned.unlabelled_classification)
     mask_rows = take(for_mask, "unlabelled mask", planned.unlabelled_segmentation)
-    teaches_decoder = np.arange(len(class_rows) + len(mask_rows)) >= len(class_rows)
-    return Drawn(labelled, masked, np.concatenate([class_rows, mask_rows]), ~teaches_decoder, teaches_decoder)
+    return _apart(labelled, masked, class_rows, mask_rows)
+
+
+def roles_of(rows: np.ndarray, pools: Pools, method: MethodConfig) -> Drawn:
+    """Let each of the rows teach all that its pools say, once: what a Poisson sample of patients trains on."""
+    network, semi = method.network, method.objective.semi_supervised
+
+    def of(pool: np.ndarray, *, used: bool) -> np.ndarray:
+        return rows[np.isin(rows, pool)] if used else rows[:0]
+
+    labelled = of(pools.labelled_classification, used=network.classification)
+    masked = of(pools.labelled_segmentation, used=network.segmentation)
+    for_class = of(pools.unlabelled_classification, used=semi and network.classification)
+    for_mask = of(pools.unlabelled_segmentation, used=semi and network.segmentation)
+    if method.objective.share_unlabelled:
+        unlabelled = np.union1d(for_class, for_mask)
+        return Drawn(labelled, masked, unlabelled, np.isin(unlabelled, for_class), np.isin(unlabelled, for_mask))
+    return _apart(labelled, masked, for_class, for_mask)
+
+
+def _apart(labelled: np.ndarray, masked: np.ndarray, for_class: np.ndarray, for_mask: np.ndarray) -> Drawn:
+    """Let each unlabelled image teach one task."""
+    teaches_decoder = np.arange(len(for_class) + len(for_mask)) >= len(for_class)
+    return Drawn(labelled, masked, np.concatenate([for_class, for_mask]), ~teaches_decoder, teaches_decoder)
 
 
 def make_batch(
-    data: TrainingData, drawn: Drawn, method: MethodConfig, *, seed: int, step: int, device: torch.device
+    data: TrainingData, drawn: Drawn, method: MethodConfig, *, seed: Key, step: int, device: torch.device
 ) -> Batch:
     """Load and augment the rows of one step. Every draw is keyed by site, step, patient, image and purpose."""
 

@@ -20,7 +20,7 @@ from multimix.randomness import derive_seed, stream
 
 CLASSES = ("normal", "pneumonia")
 _SLOPE = 0.2
-_BLOCKS = 5
+BLOCKS = 5
 BRIDGE_REDUCTION = 8  # the bridge enters the first decoder stage, at an eighth of the image size
 
 
@@ -35,19 +35,21 @@ class Dropout:
 
     def __call__(self, features: Tensor, layer: int) -> Tensor:
         """Return `features` [n, c, h, w] with this layer's masks applied, scaled to keep the mean."""
-        if self.probability == 0.0:
-            return features
+        return features if self.probability == 0.0 else features * self.masks(features, layer)
+
+    def masks(self, features: Tensor, layer: int) -> Tensor:
+        """Return this layer's scaled masks for `features` [n, c, h, w]: [n, c, 1, 1] where whole channels drop."""
         keep = 1.0 - self.probability
         if self.kind == "channel":
             rows = [stream("dropout", seed, layer).random(features.shape[1]) for seed in self.seeds]
             mask = torch.from_numpy(np.stack(rows) < keep)[:, :, None, None]
-            return features * (mask.to(features.device, features.dtype) / keep)
+            return mask.to(features.device, features.dtype) / keep
         mask = torch.empty(features.shape, dtype=features.dtype, device=features.device)
         generator = torch.Generator(device=features.device)
         for image, seed in enumerate(self.seeds):
             generator.manual_seed(derive_seed("dropout", seed, layer))
             mask[image].bernoulli_(keep, generator=generator)
-        return features * mask.div_(keep)
+        return mask.div_(keep)
 
     def at(self, images: Sequence[int]) -> "Dropout":
         """Return the masks of some images of the batch, in the order given."""
@@ -75,9 +77,9 @@ class Encoder(nn.Module):
 
     def __init__(self, width: int, *, affine: bool) -> None:
         super().__init__()
-        channels = [1] + [width * 2**level for level in range(_BLOCKS)]
+        channels = [1] + [width * 2**level for level in range(BLOCKS)]
         self.blocks = nn.ModuleList(
-            Block(channels[level], channels[level + 1], affine=affine) for level in range(_BLOCKS)
+            Block(channels[level], channels[level + 1], affine=affine) for level in range(BLOCKS)
         )
 
     def forward(self, images: Tensor, dropout: Dropout | None) -> list[Tensor]:
@@ -109,10 +111,10 @@ class Decoder(nn.Module):
 
     def __init__(self, width: int, *, bridge_channels: int, affine: bool) -> None:
         super().__init__()
-        channels = [width * 2**level for level in range(_BLOCKS)]
+        channels = [width * 2**level for level in range(BLOCKS)]
         self.blocks = nn.ModuleList()
-        for level in range(_BLOCKS - 2, -1, -1):
-            extra = bridge_channels if level == _BLOCKS - 2 else 0
+        for level in range(BLOCKS - 2, -1, -1):
+            extra = bridge_channels if level == BLOCKS - 2 else 0
             self.blocks.append(Block(channels[level + 1] + channels[level] + extra, channels[level], affine=affine))
         self.output = nn.Conv2d(width, 1, 1)
 
@@ -120,11 +122,11 @@ class Decoder(nn.Module):
         """Return mask logits [n, 1, S, S] from encoder levels and the bridge [n, 2, S/8, S/8]."""
         x = levels[-1]
         for stage, block in enumerate(self.blocks):
-            skip = levels[_BLOCKS - 2 - stage]
+            skip = levels[BLOCKS - 2 - stage]
             up = functional.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
             parts = [up, skip] if bridge is None or stage else [up, skip, bridge]
             x = block(torch.cat(parts, dim=1))
-            x = dropout(x, _BLOCKS + stage) if dropout else x
+            x = dropout(x, BLOCKS + stage) if dropout else x
         logits: Tensor = self.output(x)
         return logits
 
@@ -136,7 +138,7 @@ class MultiMixNetwork(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config.width, affine=config.norm_affine)
-        deepest = config.width * 2 ** (_BLOCKS - 1)
+        deepest = config.width * 2 ** (BLOCKS - 1)
         self.classifier = Classifier(deepest) if config.classification else None
         bridge_channels = 0 if config.bridge == "off" else 2
         self.decoder = (

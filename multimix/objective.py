@@ -164,8 +164,8 @@ def losses(
         parts = [x for x in (target.strong_bridge, target.masked_bridge) if x is not None]
         mask_dropout = dropout.at(decoded.tolist()) if dropout is not None else None
         logits = network.decode([level[decoded] for level in levels], torch.cat(parts) if parts else None, mask_dropout)
-        unlabelled_segmentation = _bernoulli_divergence(target.mask_probability, logits[:v])
-        segmentation = _dice_loss(logits[v:], batch.masks[:b])
+        unlabelled_segmentation = bernoulli_divergence(target.mask_probability, logits[:v])
+        segmentation = dice_loss(logits[v:], batch.masks[:b])
         if objective.cross_entropy_weight:
             pixels = functional.binary_cross_entropy_with_logits(logits[v:], batch.masks[:b], reduction="none")
             segmentation = segmentation + objective.cross_entropy_weight * pixels.mean(dim=(1, 2, 3))
@@ -179,7 +179,7 @@ def _chosen(dropout: Dropout, batch: Batch, used: Tensor, a: int, b: int) -> Dro
     return dropout.at([*range(a), *strong, *range(first_masked, first_masked + b)])
 
 
-def _dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
+def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
     """1 - soft Dice of each image [n]."""
     probability = logits.sigmoid()
     overlap = (probability * masks).sum(dim=(1, 2, 3))
@@ -187,7 +187,7 @@ def _dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
     return 1.0 - (2.0 * overlap + _SMOOTH) / (total + _SMOOTH)
 
 
-def _bernoulli_divergence(probability: Tensor, logits: Tensor) -> Tensor:
+def bernoulli_divergence(probability: Tensor, logits: Tensor) -> Tensor:
     """KL(Bernoulli(probability) || Bernoulli(sigmoid(logits))), averaged over each image's pixels [n]."""
     cross = functional.binary_cross_entropy_with_logits(logits, probability, reduction="none")
     entropy = -(torch.xlogy(probability, probability) + torch.xlogy(1 - probability, 1 - probability))

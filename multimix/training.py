@@ -140,7 +140,7 @@ def train(
             add_proximal_gradient(parameters, anchors, work.proximal_mu)
         optimiser.step()
         if method.objective.teacher == "ema":
-            _average_into(teacher, network, method.objective.ema_decay)
+            average_into(teacher, network, method.objective.ema_decay)
         outcome.step_s += time.perf_counter() - started
         for name, value in terms.items():
             sums[name] = sums.get(name, 0.0) + value
@@ -153,7 +153,7 @@ def train(
     return outcome
 
 
-def _average_into(teacher: MultiMixNetwork, student: MultiMixNetwork, decay: float) -> None:
+def average_into(teacher: MultiMixNetwork, student: MultiMixNetwork, decay: float) -> None:
     """Move the teacher towards the student (mean teacher; Tarvainen and Valpola 2017, arXiv 1703.01780)."""
     with torch.no_grad():
         for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):

@@ -3,6 +3,7 @@
 A reply that fails is left out with a reason code, and the round goes on if the quorum holds.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +15,11 @@ from multimix.contract.messages import (
     Teachers,
     TrainReport,
     Weights,
+    private_arrays,
     taught_arrays,
     weights_sha256,
 )
+from multimix.contract.privacy import PatientPrivacy
 from multimix.errors import Refused
 
 
@@ -28,6 +31,7 @@ class Update:
     report: TrainReport
     weights: Weights  # of the modules that the site taught
     update_norm: float  # ||weights - weights sent||
+    private_weights: Mapping[str, float] | None = None  # of a private plan: what the site counts in each module
 
 
 def admit(
@@ -40,8 +44,12 @@ def admit(
     plan_sha256: str,
     sent: Weights,
     maximum_update_norm: float,
+    dp: PatientPrivacy | None = None,
 ) -> Update:
-    """Return the update, or raise `Refused` with the reason it is left out."""
+    """Return the update, or raise `Refused` with the reason it is left out.
+
+    A private answer is held to its plan: it weighs what the plan says, and figures beside the weights are refused.
+    """
     if report.site != card.site:
         raise Refused("site_mismatch")
     if report.job_id != job_id:
@@ -52,13 +60,17 @@ def admit(
         raise Refused("wrong_plan")
     if report.evaluation is not None:
         check_evaluation(report.evaluation, "validation", card=card, job_id=job_id, plan_sha256=plan_sha256)
-    sent = taught_arrays(sent, report.teachers)
+    if dp is not None and (report.teachers or report.losses or report.seconds or report.evaluation):
+        raise Refused("private_figures")
+    sent = taught_arrays(sent, report.teachers) if dp is None else private_arrays(sent, dp)
     _check_arrays(weights, sent)
     if weights_sha256(weights) != report.weights_sha256:
         raise Refused("weights_hash")
     norm = float(np.sqrt(sum(np.square(weights[name].astype(np.float64) - sent[name]).sum() for name in sorted(sent))))
     if not norm <= maximum_update_norm:
         raise Refused("update_norm", f"{norm:.3g} is above {maximum_update_norm:.3g}")
+    if dp is not None:
+        return Update(card.site, report, weights, norm, dict(dp.module_weights.items()))
     return Update(card.site, report.model_copy(update={"teachers": capped(report, card)}), weights, norm)
 
 

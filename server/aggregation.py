@@ -5,7 +5,7 @@ those reaching it by consistency only. A module that nobody taught keeps its pre
 McMahan et al. 2017 (arXiv 1602.05629); FedProx (arXiv 1812.06127) differs at the sites only.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from multimix.contract.messages import MODULES, Weights, module_of
 from multimix.contract.records import ARRAYS, PLAN, array_record
+from multimix.privacy.central import SiteLevel, average_privately
 from server.admission import Update
 
 
@@ -45,8 +46,8 @@ def average(previous: Weights, updates: Iterable[Update], *, unlabelled_weight: 
     result: Weights = {}
     for name, value in previous.items():
         module = module_of(name)
-        if module not in shares:
-            result[name] = value
+        if module not in shares or not all(name in u.weights for u in ordered if u.site in shares[module]):
+            result[name] = value  # nobody taught it, or the plan keeps it frozen
             continue
         mean = np.zeros(value.shape, dtype=np.float64)
         for update in ordered:
@@ -58,8 +59,24 @@ def average(previous: Weights, updates: Iterable[Update], *, unlabelled_weight: 
 
 
 def _weight(update: Update, module: str, unlabelled_weight: float) -> float:
+    if update.private_weights is not None:
+        return update.private_weights.get(module, 0.0)
     teachers = update.report.teachers[module]
     return teachers.labelled + unlabelled_weight * teachers.unlabelled
+
+
+def noised_average(
+    previous: Weights, updates: Iterable[Update], settings: SiteLevel, *, trained: Container[str] | None
+) -> Average:
+    """Average with site-level privacy: every site counts the same in every module, whatever it taught.
+
+    `trained` names the arrays that the plans let learn, None for all: what sites happened to send decides nothing.
+    """
+    received = {update.site: update.weights for update in updates}
+    noised = average_privately(previous, received, settings, trained=trained)
+    shares = {module: dict.fromkeys(sorted(received), 1.0 / settings.sites) for module in MODULES}
+    present = {module_of(name) for name in previous}
+    return Average(noised.weights, {m: s for m, s in shares.items() if m in present}, ())
 
 
 def order(node: int, arrays: ArrayRecord, plan: ConfigRecord, kind: str) -> Message:
@@ -73,10 +90,12 @@ class ModuleAverage(FedAvg):
     The round loop admits replies first and puts the admitted ones here, by message.
     """
 
-    def __init__(self, *, unlabelled_weight: float) -> None:
+    def __init__(self, *, unlabelled_weight: float, site_level: SiteLevel | None = None) -> None:
         super().__init__(min_train_nodes=0, min_evaluate_nodes=0, min_available_nodes=0)
+        self.site_level = site_level
+        self.trained: Container[str] | None = None  # under site-level privacy: what the plans let learn, None for all
         self.unlabelled_weight = unlabelled_weight
-        self.nodes: tuple[int, ...] = ()
+        self.plans: dict[int, ConfigRecord] = {}  # of this round, by node
         self.previous: Weights = {}
         self.admitted: dict[int, Update] = {}  # by node
         self.result: Average | None = None
@@ -84,16 +103,16 @@ class ModuleAverage(FedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Address one training order to each node of this round."""
-        del server_round, grid
-        return [order(node, arrays, config, MessageType.TRAIN) for node in self.nodes]
+        """Address one training order to each node of this round, with the plan of its own."""
+        del server_round, grid, config
+        return [order(node, arrays, plan, MessageType.TRAIN) for node, plan in self.plans.items()]
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Address one evaluation order to each node of this round."""
         del server_round, grid
-        return [order(node, arrays, config, MessageType.EVALUATE) for node in self.nodes]
+        return [order(node, arrays, config, MessageType.EVALUATE) for node in self.plans]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -103,5 +122,8 @@ class ModuleAverage(FedAvg):
         updates = [self.admitted[reply.metadata.src_node_id] for reply in replies]
         if not updates:
             return None, None
-        self.result = average(self.previous, updates, unlabelled_weight=self.unlabelled_weight)
+        if self.site_level is None:
+            self.result = average(self.previous, updates, unlabelled_weight=self.unlabelled_weight)
+        else:
+            self.result = noised_average(self.previous, updates, self.site_level, trained=self.trained)
         return array_record(self.result.weights), MetricRecord({"accepted-sites": len(updates)})

@@ -13,7 +13,9 @@ from safetensors.numpy import save
 
 from multimix.config import Frozen
 from multimix.contract.messages import SiteCard, Weights, sha256_text, weights_sha256
+from multimix.contract.privacy import PatientPrivacy
 from multimix.errors import CheckpointError
+from multimix.privacy.central import SiteLevel
 from server.results import RoundResult, replace_file
 
 FILE = "checkpoint.safetensors"
@@ -29,6 +31,10 @@ class JobState(Frozen):
     mask_convention: str | None
     rounds: tuple[RoundResult, ...] = ()
     local_only: dict[str, dict[str, float | None]] = Field(default_factory=dict)
+    privacy: dict[str, PatientPrivacy] = Field(default_factory=dict)  # what a private run asks of each site
+    site_level: SiteLevel | None = None
+    parameters: int = 0  # of the network
+    budget_spent: bool = False  # the sites' budgets ended the run before its last round
     started: str
     seconds: float = 0.0  # spent before, over all parts
 

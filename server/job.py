@@ -18,13 +18,16 @@ from multimix.contract.messages import Weights, canonical_json, sha256_text
 from multimix.contract.run_config import RunConfig
 from multimix.errors import CheckpointError, InputError, RunConfigError
 from multimix.network import new_network
-from multimix.weights import export, save_model
+from multimix.weights import export, load_model, save_model
 from server.checkpoint import FILE, JobState, read_checkpoint, write_checkpoint
 from server.convention import choose_convention, federated_mean_mask
 from server.federation import Federation, describe
+from server.heads import FILE as HEADS
+from server.heads import Heads
 from server.local_only import train_alone
 from server.log import log
 from server.model_card import model_card, write_model_card
+from server.private_plan import budgets_are_spent, with_privacy
 from server.publish import assemble, publish, write_pictures
 from server.results import Results, RoundResult, unwritable
 from server.rounds import Orders, check_federation, evaluate_everywhere, quorum_of, train_round
@@ -63,12 +66,16 @@ def run_job(grid: Grid, job: Job, *, after_round: Callable[[JobState], None] = l
     federation = describe(grid, at_least=config.quorum, deadline_s=config.deadline_s)
     check_federation(federation, config)
     state, weights = _continued(*resumed, federation) if resumed else _first(config, federation)
+    state = with_privacy(config, state, parameters=sum(value.size for value in weights.values()))
     orders = Orders(
         job_id=state.job_id,
         config=config,
         key=job.key,
         mask_convention=state.mask_convention,
         mean_mask=federated_mean_mask(state.cards, state.mask_convention),
+        privacy=state.privacy,
+        heads=Heads(Path(config.heads) if config.heads else folder / HEADS),
+        site_level=state.site_level,
     )
     _announce(state, config, federation)
     write_checkpoint(folder, state, weights)
@@ -103,7 +110,21 @@ def _first(config: RunConfig, federation: Federation) -> tuple[JobState, Weights
         mask_convention=choose_convention(federation.cards, config.mask_convention),
         started=datetime.now(UTC).isoformat(),
     )
-    return state, export(new_network(config.method().network, config.seed))
+    return state, initial_weights(config)
+
+
+def initial_weights(config: RunConfig) -> Weights:
+    """Return new weights, or those to start from; RunConfigError `start_from` where the model is of another shape."""
+    network = config.method().network
+    fresh = export(new_network(network, config.seed))
+    if not config.start_from:
+        return fresh
+    given = export(load_model(Path(config.start_from)))
+    if {name: value.shape for name, value in given.items()} != {name: value.shape for name, value in fresh.items()}:
+        raise RunConfigError(
+            "start_from", f"{config.start_from} is a network of another shape: give one of this preset, row and width."
+        )
+    return given
 
 
 def _continued(state: JobState, weights: Weights, federation: Federation) -> tuple[JobState, Weights]:
@@ -150,8 +171,13 @@ def _train(
 ) -> tuple[JobState, Weights]:
     config, folder = job.config, job.folder
     sites = sorted(site for site, card in state.cards.items() if card.role == "train")
-    for number in range(state.round + 1, config.rounds + 1):
+    for number in range(state.round + 1, config.rounds + 1 if not state.budget_spent else 0):
         outcome = train_round(federation, orders, weights, number, sites)
+        if not outcome.quorum_met and budgets_are_spent(outcome.record):
+            state = _with_round(state, outcome.record).model_copy(update={"budget_spent": True})
+            write_checkpoint(folder, state, weights)
+            log.info("round %d: the sites' privacy budgets are spent, the run ends here", number)
+            break
         if not outcome.quorum_met:
             reasons = ", ".join(f"{s}: {r.reason}" for s, r in outcome.record.sites.items() if r.state != "accepted")
             raise InputError(
@@ -221,8 +247,7 @@ def _shown(value: float | None) -> str:
 def _compare_local(federation: Federation, orders: Orders, job: Job, state: JobState, weights: Weights) -> JobState:
     if not job.config.compare_local or state.local_only:
         return state
-    initial = export(new_network(job.config.method().network, job.config.seed))
-    local_only = train_alone(federation, orders, initial, federation.training_sites())
+    local_only = train_alone(federation, orders, initial_weights(job.config), federation.training_sites())
     state = state.model_copy(update={"local_only": local_only})
     write_checkpoint(job.folder, state, weights)
     return state

@@ -25,7 +25,7 @@ def train_alone(federation: Federation, orders: Orders, initial: Weights, sites:
     alone = replace(orders, job_id=f"{orders.job_id}-alone-{secrets.token_hex(2)}")
     weights = dict.fromkeys(sites, initial)
     for round_number in range(1, orders.config.rounds + 1):
-        plans = {site: alone.train(round_number, weights[site]) for site in weights}
+        plans = {site: alone.train(round_number, weights[site], site) for site in weights}
         messages = [
             order(federation.nodes[s], array_record(weights[s]), plan_record(plans[s]), MessageType.TRAIN)
             for s in federation.present(weights)

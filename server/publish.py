@@ -14,6 +14,7 @@ from multimix.version import __version__
 from server.checkpoint import JobState
 from server.convention import site_figures
 from server.log import log
+from server.privacy_results import in_words, privacy_of
 from server.report import write_report
 from server.results import (
     ConventionResult,
@@ -30,7 +31,6 @@ from server.rounds import Scores
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _LARGEST_PICTURE = 4_000_000
-NOT_PRIVATE = "No differential privacy: epsilon = infinity. The model can reveal images it was trained on."
 
 
 def assemble(
@@ -43,13 +43,15 @@ def assemble(
     licences: dict[str, tuple[str, ...]] | None = None,
 ) -> Results:
     """Return the results so far; without `scores`, the figures of the final model are empty."""
+    privacy = privacy_of(config, state, status=status)
     statistics = {site: report.statistics for site, report in scores.reports.items()} if scores else {}
     return Results(
         job_id=state.job_id,
         title=config.title,
         status=status,
         synthetic=any(card.synthetic for card in state.cards.values()),
-        privacy=NOT_PRIVATE,
+        privacy=in_words(privacy),
+        privacy_details=privacy,
         started=datetime.fromisoformat(state.started),
         finished=None if status == "running" else datetime.now(UTC),
         rounds_planned=config.rounds,

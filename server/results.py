@@ -139,6 +139,51 @@ class Picture(Record):
     file: Annotated[str, AfterValidator(_inside_pictures)]
 
 
+class SitePrivacy(Record):
+    """What a private run costs each patient of one site; `epsilon` is None while the run goes on.
+
+    Counted are all rounds that the site was asked for and did not refuse, answered or not: the worst case.
+    """
+
+    epsilon: Figure = None  # the larger of the two accountants
+    prv: Figure = None
+    pld: Figure = None
+    delta: float
+    planned_epsilon: float
+    noise_multiplier: float
+    clip_norm: float
+    sampling_rate: float
+    declared_patients: Count
+    images_per_patient: Count
+    modules: tuple[str, ...]
+    parameters: str
+    rounds: Count
+    steps: Count
+
+
+class SiteLevelPrivacy(Record):
+    """What a run costs each whole site; the server's noise."""
+
+    epsilon: Figure = None
+    delta: float
+    planned_epsilon: float
+    noise_multiplier: float
+    clip_norm: float
+    sites: Count
+    rounds: Count
+    noise_to_signal: float
+
+
+class Privacy(Record):
+    """The guarantees of a run: for patients by site, for whole sites, or none (epsilon = infinity)."""
+
+    patients: dict[str, SitePrivacy] = {}
+    sites: SiteLevelPrivacy | None = None
+    budget_spent: bool = False  # the run ended because sites' budgets were spent
+    seeded: bool = False  # a simulation with known noise: not private
+    accountants: dict[str, str] = {}
+
+
 class Results(Record):
     """The whole run."""
 
@@ -148,6 +193,7 @@ class Results(Record):
     status: RunStatus
     synthetic: bool
     privacy: Annotated[str, Field(min_length=1)]
+    privacy_details: Privacy = Privacy()
     started: AwareDatetime
     finished: AwareDatetime | None = None
     rounds_planned: Count

@@ -6,10 +6,11 @@ strategy averages, and the result is on disk before the next round begins.
 """
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from flwr.app import Message, MessageType
+from flwr.app import ConfigRecord, Message, MessageType
 
 from multimix.contract.messages import (
     EvaluateReport,
@@ -18,9 +19,11 @@ from multimix.contract.messages import (
     RoundPlan,
     TrainReport,
     Weights,
+    private_arrays,
     weights_sha256,
 )
 from multimix.contract.messages import Picture as SitePicture
+from multimix.contract.privacy import PatientPrivacy
 from multimix.contract.records import (
     ARRAYS,
     REFUSAL,
@@ -33,10 +36,12 @@ from multimix.contract.records import (
 from multimix.contract.run_config import RunConfig
 from multimix.contract.signing import SignedPlan, sign
 from multimix.errors import InputError, Refused
+from multimix.privacy.central import SiteLevel
 from server.admission import Update, admit, check_evaluation
 from server.aggregation import ModuleAverage, order
 from server.convention import site_figures
 from server.federation import Federation, content
+from server.heads import Heads
 from server.results import RoundResult, SiteRound, SiteState, Teachers
 
 
@@ -49,9 +54,12 @@ class Orders:
     key: Ed25519PrivateKey
     mask_convention: str | None
     mean_mask: MeanMask | None = None
+    privacy: Mapping[str, PatientPrivacy] = field(default_factory=dict)  # by site; of a private run
+    heads: Heads | None = None  # the ledgers' heads this server has countersigned
+    site_level: SiteLevel | None = None  # noise on the average, for whole sites
 
-    def train(self, round_number: int, weights: Weights) -> SignedPlan:
-        """Sign the plan of a training round."""
+    def train(self, round_number: int, weights: Weights, site: str) -> SignedPlan:
+        """Sign a site's plan of a training round; all sites have the same one but for their private work."""
         config = self.config
         work = LocalWork(
             steps=config.local_steps,
@@ -60,13 +68,36 @@ class Orders:
             first_step=(round_number - 1) * config.local_steps,
             total_steps=config.rounds * config.local_steps,
         )
-        return self._sign(round_number, weights, kind="train", work=work, evaluate_on="validation")
+        dp = self.privacy.get(site)
+        evaluate_on = "validation" if dp is None else "none"
+        signed = self._sign(round_number, weights, kind="train", work=work, evaluate_on=evaluate_on, dp=dp)
+        return self._with_head(signed, site)
 
-    def evaluate(self, weights: Weights, *, pictures: int) -> SignedPlan:
-        """Sign the plan that scores the final model on test patients."""
-        return self._sign(
-            self.config.rounds, weights, kind="evaluate", work=None, evaluate_on="test", pictures=pictures
-        )
+    def evaluate(self, weights: Weights, site: str, *, pictures: int) -> SignedPlan:
+        """Sign the plan that scores the final model on a site's test patients."""
+        last = self.config.rounds
+        signed = self._sign(last, weights, kind="evaluate", work=None, evaluate_on="test", pictures=pictures)
+        return self._with_head(signed, site)
+
+    def _with_head(self, signed: SignedPlan, site: str) -> SignedPlan:
+        """Send the last head that was countersigned along: beside the plan, so that a repeated plan stays the same."""
+        return replace(signed, countersigned=self.heads.last(site) if self.heads else None)
+
+    def learning(self, weights: Weights) -> frozenset[str] | None:
+        """Return the arrays that some site's private plan lets learn; None where all may."""
+        if not self.privacy:
+            return None
+        return frozenset(name for dp in self.privacy.values() for name in private_arrays(weights, dp))
+
+    def remember_head(self, site: str, report: TrainReport | EvaluateReport, round_number: int) -> None:
+        """Countersign the head of the ledger that a reply proves.
+
+        Refused: `ledger_head_missing` from a site that trains privately, and those of `Heads.countersign`.
+        """
+        if report.ledger is not None and self.heads is not None:
+            self.heads.countersign(site, report.ledger, self.key, job_id=self.job_id, round_number=round_number)
+        elif site in self.privacy:
+            raise Refused("ledger_head_missing")
 
     def _sign(self, round_number: int, weights: Weights, **fields: object) -> SignedPlan:
         plan = RoundPlan.model_validate(
@@ -116,11 +147,12 @@ def train_round(
 ) -> RoundOutcome:
     """Run one training round over `sites` and average what is admitted."""
     started = time.perf_counter()
-    signed = orders.train(round_number, weights)
-    strategy = ModuleAverage(unlabelled_weight=orders.config.unlabelled_weight)
+    signed = {site: orders.train(round_number, weights, site) for site in sites}
+    strategy = ModuleAverage(unlabelled_weight=orders.config.unlabelled_weight, site_level=orders.site_level)
     present = federation.present(sites)
-    strategy.nodes, strategy.previous = tuple(federation.nodes[site] for site in present), weights
-    messages = strategy.configure_train(round_number, array_record(weights), plan_record(signed), federation.grid)
+    strategy.plans = {federation.nodes[site]: plan_record(signed[site]) for site in present}
+    strategy.previous, strategy.trained = weights, orders.learning(weights)
+    messages = strategy.configure_train(round_number, array_record(weights), ConfigRecord(), federation.grid)
     replies = federation.exchange(list(messages), deadline_s=orders.config.deadline_s)
     waited = time.perf_counter()
     records: dict[str, SiteRound] = {}
@@ -128,7 +160,7 @@ def train_round(
     for site in sites:
         reply = federation.reply_of(site, replies)
         update, records[site] = admitted_reply(
-            federation, orders, site, reply, signed=signed, round_number=round_number, sent=weights
+            federation, orders, site, reply, signed=signed[site], round_number=round_number, sent=weights
         )
         if update is not None and reply is not None:
             strategy.admitted[federation.nodes[site]] = update
@@ -174,11 +206,15 @@ def admitted_reply(
             plan_sha256=signed.sha256,
             sent=sent,
             maximum_update_norm=orders.config.maximum_update_norm,
+            dp=orders.privacy.get(site),
         )
+        orders.remember_head(site, update.report, round_number)
     except Refused as refused:
         return None, SiteRound(state=state, reason=refused.reason)
     except ValueError:
         return None, SiteRound(state=state, reason="weights_unreadable")
+    if orders.site_level is not None:  # exact figures of a site are no part of that guarantee
+        return update, SiteRound(state="accepted", steps=update.report.steps)
     return update, _accepted(update, orders.mask_convention)
 
 
@@ -215,7 +251,7 @@ def evaluate_everywhere(
     federation: Federation, orders: Orders, weights_of: dict[str, Weights], *, pictures: int
 ) -> Scores:
     """Score weights at each named site on its test patients; every site may be given weights of its own."""
-    plans = {site: orders.evaluate(weights, pictures=pictures) for site, weights in weights_of.items()}
+    plans = {site: orders.evaluate(weights, site, pictures=pictures) for site, weights in weights_of.items()}
     messages = [
         order(
             federation.nodes[site],
@@ -234,6 +270,8 @@ def evaluate_everywhere(
             check_evaluation(
                 report, "test", card=federation.cards[site], job_id=orders.job_id, plan_sha256=signed.sha256
             )
+            if report.ledger is not None:
+                orders.remember_head(site, report, orders.config.rounds)
             scores.reports[site], scores.pictures[site] = report, read_pictures(answer)[:pictures]
         except Refused as refused:
             scores.refused[site] = refused.reason

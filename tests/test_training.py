@@ -188,11 +188,11 @@ def test_the_teacher_makes_a_difference_after_the_first_step_only(data):
 
 
 def test_the_average_moves_by_one_minus_its_decay(data):
-    from multimix.training import _average_into
+    from multimix.training import average_into
 
     slow, fast = tiny_network(0), tiny_network(1)
     before = copy.deepcopy(slow)
-    _average_into(slow, fast, 0.75)
+    average_into(slow, fast, 0.75)
     for old, target, new in zip(before.parameters(), fast.parameters(), slow.parameters(), strict=True):
         torch.testing.assert_close(new, 0.75 * old + 0.25 * target)
 

@@ -12,15 +12,16 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from multimix.config import Frozen, MethodConfig, NonNegative, Unit
+from multimix.contract.privacy import Extension, PatientPrivacy, Sha256
 from multimix.contract.statistics import EvaluationStatistics
 
 PROTOCOL: Final = 1
 MEAN_MASK_SIDE = 32
+MINIMUM_CLASS_PATIENTS: Final = 10  # of either class: fewer teach the source, not the disease
 
 MODULES = ("encoder", "classifier", "decoder")  # the units of aggregation: first part of a parameter's name
 
 Weights = dict[str, np.ndarray]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
@@ -103,13 +104,12 @@ class RoundPlan(Frozen):
     work: LocalWork | None = None
     mask_convention: str | None = None  # masks of other conventions are not used as labels; None accepts all
     one_class_sites: OneClassSites = "exclude"
-    minimum_class_patients: Count = 10
+    minimum_class_patients: Count = MINIMUM_CLASS_PATIENTS
     evaluate_on: Literal["none", "validation", "test"] = "none"
     pictures: Annotated[int, Field(ge=0, le=64)] = 0
     mean_mask: MeanMask | None = None  # of all training sites, for the baseline row
     weights_sha256: Sha256
-    # Privacy parameters come with the patient-privacy core; a plan without them is not private.
-    dp: None = None
+    dp: PatientPrivacy | None = None  # a plan without it is not private
 
 
 class Teachers(Frozen):
@@ -129,10 +129,11 @@ class EvaluateReport(Frozen):
     split: Literal["validation", "test"]
     statistics: EvaluationStatistics
     seconds: dict[SitePart, Seconds] = Field(default_factory=dict)
+    ledger: Extension | None = None
 
 
 class TrainReport(Frozen):
-    """What goes back beside the trained weights."""
+    """What goes back beside the trained weights. After private training teachers, losses and seconds are empty."""
 
     site: Name
     job_id: Name
@@ -145,6 +146,7 @@ class TrainReport(Frozen):
     pseudo_label_rate: Unit | None = None  # share of unlabelled views confident enough to teach the classifier
     seconds: dict[SitePart, Seconds] = Field(default_factory=dict)
     evaluation: EvaluateReport | None = None
+    ledger: Extension | None = None
 
 
 class Picture(Frozen):
@@ -166,6 +168,19 @@ def taught_arrays(weights: Weights, teachers: dict[str, Teachers]) -> Weights:
     """Return the arrays of the modules that somebody taught: what a site sends, and what the server expects."""
     taught = {module for module, counts in teachers.items() if counts.labelled + counts.unlabelled}
     return {name: value for name, value in weights.items() if module_of(name) in taught}
+
+
+def private_arrays(weights: Weights, dp: PatientPrivacy) -> Weights:
+    """Return the arrays that are trained, noised and sent under a private plan.
+
+    `affine` leaves the convolutions as they are: normalisation, the classifier's linear layer and the last layer of
+    the decoder learn, a few thousand numbers, so that the noise on all of them together stays small.
+    """
+
+    def learns(name: str) -> bool:
+        return dp.parameters == "all" or any(part in name for part in (".norm", "classifier.", "decoder.output."))
+
+    return {name: value for name, value in weights.items() if module_of(name) in dp.modules and learns(name)}
 
 
 def canonical_json(document: Frozen) -> str:

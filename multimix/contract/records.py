@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from multimix.config import Frozen
 from multimix.contract.messages import Picture, SiteCard, Weights
+from multimix.contract.privacy import Countersignature
 from multimix.contract.signing import SignedPlan
 from multimix.contract.site import Evaluated, Trained
 from multimix.errors import Refused
@@ -54,14 +55,17 @@ def _numbers(data: bytes) -> np.ndarray:
 
 def plan_record(signed: SignedPlan) -> ConfigRecord:
     """Pack a signed plan."""
-    return ConfigRecord({"document": signed.document, "signature": signed.signature})
+    known = signed.countersigned.model_dump_json() if signed.countersigned else ""
+    return ConfigRecord({"document": signed.document, "signature": signed.signature, "countersigned": known})
 
 
 def read_request(content: RecordDict) -> tuple[SignedPlan, Weights]:
     """Unpack a plan and its weights, or refuse with `request_malformed`."""
     try:
         record = content.config_records[PLAN]
-        signed = SignedPlan(str(record["document"]), str(record["signature"]))
+        known = str(record.get("countersigned") or "")
+        countersigned = Countersignature.model_validate_json(known) if known else None
+        signed = SignedPlan(str(record["document"]), str(record["signature"]), countersigned)
         return signed, unpack_arrays(content.array_records[ARRAYS])
     except (KeyError, ValueError, TypeError):
         raise Refused("request_malformed") from None

@@ -13,6 +13,9 @@ from multimix.contract.messages import OneClassSites
 from multimix.errors import RunConfigError
 
 Scalar = str | int | float | bool
+Positive = Annotated[float, Field(gt=0, le=1e6)]
+Epsilon = Annotated[float, Field(gt=0, le=1000)]
+Delta = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _dashed(name: str) -> str:
@@ -56,6 +59,24 @@ class RunConfig(Frozen):
     compare_local: bool = False  # train each site alone as well, for as many steps
     pictures: Annotated[int, Field(ge=0, le=64)] = 4  # sample predictions a site may show, where its policy lets it
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    start_from: str = ""  # a model.safetensors whose weights the run begins with; "" draws new ones
+    # Privacy: patient is trained for at the sites, site is noised at the server
+    dp: Literal["none", "patient", "site", "both"] = "none"
+    dp_epsilon: Epsilon = 8.0  # what the whole run may cost each patient
+    dp_delta: Delta = 0.0  # 0: declared patients ** -1.1
+    dp_clip_norm: Positive = 1.0
+    dp_noise_multiplier: NonNegative = 0.0  # 0: the least that keeps all rounds within dp-epsilon
+    dp_sampling_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
+    dp_images_per_patient: Annotated[int, Field(ge=1, le=1000)] = 2
+    dp_modules: str = "encoder,classifier,decoder"  # those that learn, where a site can teach them
+    dp_parameters: Literal["all", "affine"] = "all"  # affine: normalisation and output layers only
+    dp_site_epsilon: Epsilon = 8.0
+    dp_site_delta: Delta = 0.0  # 0: 1 / (10 sites)
+    dp_site_clip_norm: Positive = 1.0
+    dp_accept: bool = False  # run although the site-level claim is hollow
+    heads: str = ""  # file of the ledger heads this server has countersigned; "" is heads.jsonl in the run folder
+    dp_budget: NonNegative = 0.0  # simulation: each site's budget, for a run and for life; 0 is dp-epsilon
+    dp_seeded: bool = False  # simulation: noise from the seed, repeatable and NOT private
     # The data of a simulation
     data: str = ""  # a folder with manifest.csv, or of site folders; "" draws synthetic phantoms
     site_column: str = "source"
@@ -80,6 +101,16 @@ class RunConfig(Frozen):
     def flat(self) -> dict[str, Scalar]:
         """Return the configuration as Flower's run configuration."""
         return self.model_dump(by_alias=True)
+
+    @property
+    def patient_level(self) -> bool:
+        """Whether sites train with differential privacy for their patients."""
+        return self.dp in ("patient", "both")
+
+    @property
+    def site_level(self) -> bool:
+        """Whether the server noises the average, for whole sites."""
+        return self.dp in ("site", "both")
 
     def held_out(self) -> tuple[str, ...]:
         """Return the names of the hospitals held out."""

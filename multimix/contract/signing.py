@@ -9,16 +9,18 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import BaseModel, ValidationError
 
 from multimix.contract.messages import PROTOCOL, RoundPlan, canonical_json, sha256_text
+from multimix.contract.privacy import Countersignature
 from multimix.errors import Refused
 from multimix.randomness import stream
 
 
 @dataclass(frozen=True)
 class SignedPlan:
-    """The canonical text of a plan and its signature (base64)."""
+    """The canonical text of a plan and its signature (base64); beside it, the ledger's head that the server knows."""
 
     document: str
     signature: str
+    countersigned: Countersignature | None = None
 
     @property
     def sha256(self) -> str:

@@ -1,0 +1,1 @@
+"""The privacy core: private training, what it costs, and the ledger that remembers it."""

@@ -1,0 +1,153 @@
+"""One private round at a site: Poisson-sampled patients, clipped per patient, noised once a step.
+
+As `multimix.training`, but that the images of a step are those of sampled patients, the gradient is that of
+`multimix.privacy.dp_sgd`, and all randomness that protects patients comes from a secret of this reservation. Views and
+dropout are keyed by a part of the secret too: seeds that are independent of the data, one for each patient.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multimix.batches import TrainingData, make_batch, roles_of
+from multimix.config import MethodConfig
+from multimix.contract.messages import LocalWork, Weights, private_arrays
+from multimix.contract.privacy import PatientPrivacy
+from multimix.data.sampling import Pools
+from multimix.errors import Refused
+from multimix.network import MultiMixNetwork
+from multimix.objective import Batch
+from multimix.privacy.dp_sgd import PrivateStep, check_independence, noised, step_sum
+from multimix.privacy.noise import SecretStream
+from multimix.training import add_proximal_gradient, average_into, learning_rate, unlabelled_ramp
+from multimix.weights import export
+
+CHUNK_PATIENTS = 16  # loaded and augmented at once; one with more images makes a chunk of its own size
+
+
+@dataclass(frozen=True)
+class Population:
+    """The patients that a step samples from: every patient of the training split, labelled or not."""
+
+    rows: np.ndarray  # of the store, ascending
+    patient: np.ndarray  # index of each row's patient, from 0
+    count: int
+
+    @staticmethod
+    def of(data: TrainingData) -> "Population":
+        """Collect everyone whose images may teach something, in any pool."""
+        pools = data.pools
+        rows = np.unique(
+            np.concatenate(
+                [
+                    pools.labelled_classification,
+                    pools.unlabelled_classification,
+                    pools.labelled_segmentation,
+                    pools.unlabelled_segmentation,
+                ]
+            )
+        )
+        patients, index = np.unique(data.store.patient[rows], return_inverse=True)
+        return Population(rows, index, len(patients))
+
+    def sample(self, stream: SecretStream, step: int, *, rate: float, images_per_patient: int) -> list[np.ndarray]:
+        """Return the rows of each sampled patient, at most `images_per_patient` of them by lot."""
+        chosen = stream.sampled(step, self.count, rate)
+        lots = stream.uniforms("images", step, len(self.rows))
+        order = np.lexsort((lots, self.patient))
+        order = order[chosen[self.patient[order]]]
+        groups = np.split(order, np.flatnonzero(np.diff(self.patient[order])) + 1) if len(order) else []
+        return [np.sort(self.rows[group[:images_per_patient]]) for group in groups]
+
+
+def taught_pools(pools: Pools, modules: tuple[str, ...]) -> Pools:
+    """Return the pools without the tasks whose module does not learn."""
+    if "classifier" not in modules:
+        none = pools.labelled_classification[:0]
+        pools = replace(pools, labelled_classification=none, unlabelled_classification=none)
+    if "decoder" not in modules:
+        none = pools.labelled_segmentation[:0]
+        pools = replace(pools, labelled_segmentation=none, unlabelled_segmentation=none)
+    return pools
+
+
+def train_privately(
+    network: MultiMixNetwork,
+    data: TrainingData,
+    method: MethodConfig,
+    work: LocalWork,
+    dp: PatientPrivacy,
+    *,
+    secret: bytes,
+    progress: Callable[[int], None] | None = None,
+) -> Weights:
+    """Train for `work.steps` steps; return the arrays that learnt, differentially private for every patient.
+
+    `work.images_per_group` has no meaning here: a step holds whom the sampling draws, nobody included.
+
+    Raises:
+        Refused: `network_mixes_patients`; `nothing_taught` if no parameter learns.
+    """
+    data = replace(data, pools=taught_pools(data.pools, dp.modules))
+    learning = private_arrays(export(network), dp)
+    if not learning:
+        raise Refused("nothing_taught")
+    teacher = network if method.objective.teacher == "student" else copy.deepcopy(network)
+    plain = PrivateStep(network, teacher, method.objective, tuple(sorted(learning)))
+    check_independence(plain, image_size=method.network.image_size)
+    named = dict(network.named_parameters())
+    parameters = [named[name] for name in plain.trainable]
+    anchors = [parameter.detach().clone() for parameter in parameters]
+    optimiser = torch.optim.AdamW(parameters, weight_decay=method.optimiser.weight_decay)
+    population, stream = Population.of(data), SecretStream(secret)
+    for index in range(work.steps):
+        step = work.first_step + index
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(method.optimiser, step, work.total_steps)
+        drawn = population.sample(stream, index, rate=dp.sampling_rate, images_per_patient=dp.images_per_patient)
+        chunks = _chunks(data, drawn, method, seed=stream.text_seed(), step=step, device=parameters[0].device)
+        now = replace(plain, ramp=unlabelled_ramp(method.objective, step, work.total_steps))
+        gradient = noised(
+            step_sum(now, chunks, dp.clip_norm),
+            _normals(stream, index),
+            noise_multiplier=dp.noise_multiplier,
+            clip_norm=dp.clip_norm,
+            divisor=dp.sampling_rate * dp.declared_patients,
+        )
+        for name in plain.trainable:
+            named[name].grad = gradient[name].to(named[name].dtype)
+        if work.proximal_mu:
+            add_proximal_gradient(parameters, anchors, work.proximal_mu)
+        optimiser.step()
+        if method.objective.teacher == "ema":
+            average_into(teacher, network, method.objective.ema_decay)
+        if progress:
+            progress(index + 1)
+    return private_arrays(export(network), dp)
+
+
+def _normals(stream: SecretStream, index: int) -> Callable[[int], Tensor]:
+    return lambda count: torch.from_numpy(stream.normals("noise", index, count))
+
+
+def _chunks(
+    data: TrainingData,
+    drawn: list[np.ndarray],
+    method: MethodConfig,
+    *,
+    seed: str,
+    step: int,
+    device: torch.device,
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Yield batches of whole patients, and the number of each image's patient within its batch."""
+    for start in range(0, len(drawn), CHUNK_PATIENTS):
+        rows = np.concatenate(drawn[start : start + CHUNK_PATIENTS])
+        roles = roles_of(np.sort(rows), data.pools, method)
+        if len(roles.rows):
+            _, patient = np.unique(data.store.patient[roles.rows], return_inverse=True)
+            batch = make_batch(data, roles, method, seed=seed, step=step, device=device)
+            yield batch, torch.from_numpy(patient).to(device)

@@ -1,0 +1,157 @@
+"""What a private run asks of each site: fixed before the first round, from the configuration and the sites' cards.
+
+Everything here is public: which modules a site teaches, what it weighs in the average, the noise. Nothing is
+derived from a site's images: a site that trains privately declares its numbers by hand.
+"""
+
+from multimix.contract.messages import MINIMUM_CLASS_PATIENTS, MODULES, SiteCard
+from multimix.contract.privacy import ModuleName, PatientPrivacy
+from multimix.contract.run_config import RunConfig
+from multimix.errors import InputError, Refused, RunConfigError
+from multimix.privacy.accountant import Mechanism, affordable_steps, calibrate_noise, default_delta, price
+from multimix.privacy.central import SiteLevel, calibrate_site_level, explanation, hollow, usual_delta
+from server.checkpoint import JobState
+from server.log import log
+from server.results import RoundResult
+
+BUDGET_REASONS = ("dp_budget_run", "dp_budget_lifetime")
+
+_MODULE_NAMES: tuple[ModuleName, ...] = ("encoder", "classifier", "decoder")
+
+
+def chosen_modules(config: RunConfig) -> tuple[ModuleName, ...]:
+    """Return the modules that learn; RunConfigError `dp_modules` for a name that is none."""
+    asked = [name.strip() for name in config.dp_modules.split(",") if name.strip()]
+    if not asked or not set(asked) <= set(MODULES):
+        raise RunConfigError("dp_modules", f"dp-modules = {config.dp_modules!r}: choose among {', '.join(MODULES)}.")
+    return tuple(name for name in _MODULE_NAMES if name in asked)
+
+
+def patient_privacy(config: RunConfig, card: SiteCard, *, mask_convention: str | None) -> PatientPrivacy:
+    """Return one site's private work for the whole run.
+
+    A site supervises the classifier if it declares enough patients of both classes, the decoder if it declares
+    masks; one that declares neither teaches all modules by consistency.
+
+    Raises:
+        RunConfigError: `dp_parameters`, `dp_unreachable` where no noise keeps to the epsilon.
+    """
+    patients = card.training_patients
+    taught = _taught(config, card, mask_convention)
+    try:
+        delta = config.dp_delta or default_delta(patients)
+        steps = config.rounds * config.local_steps
+        noise = config.dp_noise_multiplier or calibrate_noise(
+            target_epsilon=config.dp_epsilon, delta=delta, sampling_rate=config.dp_sampling_rate, steps=steps
+        )
+        cost = price({Mechanism(noise, config.dp_sampling_rate): steps}, delta=delta).epsilon
+    except Refused as refused:
+        raise RunConfigError(
+            "dp_parameters",
+            f"The privacy asked for cannot be had at {card.site} with {patients} declared patients ({refused}): change "
+            "dp-epsilon, dp-sampling-rate, rounds or local-steps.",
+        ) from None
+    return PatientPrivacy(
+        noise_multiplier=noise,
+        clip_norm=config.dp_clip_norm,
+        sampling_rate=config.dp_sampling_rate,
+        declared_patients=patients,
+        images_per_patient=config.dp_images_per_patient,
+        delta=delta,
+        modules=tuple(taught),
+        parameters=config.dp_parameters,
+        module_weights=taught,
+        rounds=config.rounds,
+        epsilon=config.dp_epsilon if not config.dp_noise_multiplier else cost,
+    )
+
+
+def _taught(config: RunConfig, card: SiteCard, mask_convention: str | None) -> dict[ModuleName, float]:
+    """Return the modules that a site teaches and its weight in each: labelled patients, and a share of the others."""
+    labels, patients = card.labelled_patients, card.training_patients
+    both_classes = min(labels.normal, labels.pneumonia) >= MINIMUM_CLASS_PATIENTS
+    supervises = both_classes or config.one_class_sites != "exclude"
+    labelled = labels.normal + labels.pneumonia if supervises else 0
+    masked = sum(count for name, count in card.masked_patients.items() if mask_convention in (None, name))
+    counts = {"encoder": max(labelled, masked), "classifier": labelled, "decoder": min(masked, patients)}
+    neither = not labelled and not masked
+    network = config.method().network
+    exists = {"encoder": True, "classifier": network.classification, "decoder": network.segmentation}
+    return {
+        name: counts[name] + config.unlabelled_weight * (patients - min(counts[name], patients))
+        for name in chosen_modules(config)
+        if exists[name] and (counts[name] or neither)
+    }
+
+
+def with_privacy(config: RunConfig, state: JobState, *, parameters: int) -> JobState:
+    """Return the state with what is asked of each training site, and say what it means before anything starts.
+
+    What was fixed once stays as it was; a site that is new to the job gets its own.
+
+    Raises:
+        InputError: as `patient_privacy`; `dp_hollow` where a site-level claim means little and is not accepted.
+    """
+    if config.patient_level and config.compare_local:
+        raise RunConfigError("compare_local", "compare-local would spend every patient's privacy twice: leave it out.")
+    site_level = state.site_level
+    if config.site_level and site_level is None:
+        site_level = _site_level(config, state, parameters)
+    privacy = dict(state.privacy)
+    for site, card in sorted(state.cards.items()) if config.patient_level else ():
+        if card.role == "train" and site not in privacy:
+            privacy[site] = patient_privacy(config, card, mask_convention=state.mask_convention)
+            _say(site, privacy[site], config)
+    check_taught(privacy)
+    return state.model_copy(update={"privacy": privacy, "site_level": site_level, "parameters": parameters})
+
+
+def _site_level(config: RunConfig, state: JobState, parameters: int) -> SiteLevel:
+    """Fix the site-level noise for the sites of the job, print what it is worth, and ask where that is little."""
+    sites = sum(card.role == "train" for card in state.cards.values())
+    settings = calibrate_site_level(
+        target_epsilon=config.dp_site_epsilon,
+        delta=config.dp_site_delta or usual_delta(sites),
+        rounds=config.rounds,
+        sites=sites,
+        clip_norm=config.dp_site_clip_norm,
+    )
+    for line in explanation(settings, parameters).splitlines():
+        log.info("%s", line)
+    if hollow(settings, parameters) and not config.dp_accept:
+        raise RunConfigError("dp_hollow", explanation(settings, parameters).replace("\n", " "))
+    return settings
+
+
+def _say(site: str, dp: PatientPrivacy, config: RunConfig) -> None:
+    """Log what a run will cost a site's patients, and how far a budget of dp-epsilon goes."""
+    rounds = forecast(dp, limit_epsilon=config.dp_epsilon, local_steps=config.local_steps)
+    log.info(
+        "  %-16s %s: noise %.3f C, rate %.3g of %d patients; epsilon %.3g at delta %.2g lasts %d rounds of this kind",
+        *(site, "+".join(dp.modules), dp.noise_multiplier, dp.sampling_rate, dp.declared_patients),
+        *(config.dp_epsilon, dp.delta, rounds),
+    )
+
+
+def budgets_are_spent(record: RoundResult) -> bool:
+    """Whether every site that did not train this round has no budget left for it."""
+    reasons = [site.reason or "" for site in record.sites.values() if site.state != "accepted"]
+    return bool(reasons) and all(reason in BUDGET_REASONS for reason in reasons)
+
+
+def forecast(dp: PatientPrivacy, *, limit_epsilon: float, local_steps: int) -> int:
+    """Return how many rounds of this kind a budget of `limit_epsilon` allows, at most ten times those planned."""
+    steps = affordable_steps(
+        mechanism=Mechanism(dp.noise_multiplier, dp.sampling_rate),
+        delta=dp.delta,
+        limit_epsilon=limit_epsilon,
+        at_most=10 * dp.rounds * local_steps,
+    )
+    return steps // local_steps
+
+
+def check_taught(plans: dict[str, PatientPrivacy]) -> None:
+    """InputError `dp_nothing_taught` where a site would have nothing to learn."""
+    empty = sorted(site for site, dp in plans.items() if not dp.modules)
+    if empty:
+        raise InputError("dp_nothing_taught", f"{', '.join(empty)}: no module of dp-modules can be taught there.")
