@@ -54,6 +54,7 @@ class NetworkConfig(Frozen):
     image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=16)] = 128
     width: Annotated[int, Field(ge=2, le=128)] = 16  # channels of the first block, doubled four times
     norm_affine: bool = False
+    standardised: bool = False  # the classifier's features, by constants from public images
     classification: bool = True
     segmentation: bool = True
     # What the decoder is shown beside the image: nothing, the saliency, or a control in its place.
@@ -117,18 +118,24 @@ class MethodConfig(Frozen):
     optimiser: OptimiserConfig = OptimiserConfig()
 
 
-PresetName = Literal["paper", "modern"]
+PresetName = Literal["paper", "modern", "private"]
 RowName = Literal[
     "u-net", "enc", "enc-ssl", "umtl", "umtls", "multimix", "bridge-off", "zero-saliency", "random-saliency"
 ]
 
 
 def preset(name: PresetName, *, image_size: int = 128, width: int = 16) -> MethodConfig:
-    """Return the configuration of a preset at an image size and network width."""
+    """Return the configuration of a preset at an image size and network width.
+
+    `private` is `modern` for clipped and noised gradients: standardised features, no dropout, a larger first step.
+    """
     if name == "paper":
         return MethodConfig(network=NetworkConfig(image_size=image_size, width=width))
+    private = name == "private"
     return MethodConfig(
-        network=NetworkConfig(image_size=image_size, width=width, norm_affine=True, saliency_scale="max"),
+        network=NetworkConfig(
+            image_size=image_size, width=width, norm_affine=True, saliency_scale="max", standardised=private
+        ),
         views=ViewConfig(
             photometric=RADIOGRAPH_PHOTOMETRIC,
             geometric=(*RANDAUGMENT_GEOMETRIC, "scale"),
@@ -141,10 +148,12 @@ def preset(name: PresetName, *, image_size: int = 128, width: int = 16) -> Metho
             ramp_fraction=0.3,
             teacher="ema",
             share_unlabelled=True,
-            dropout=0.1,
+            dropout=0.0 if private else 0.1,
             dropout_kind="channel",
         ),
-        optimiser=OptimiserConfig(learning_rate=1e-3, schedule="cosine", weight_decay=1e-4),
+        optimiser=OptimiserConfig(
+            learning_rate=1e-2 if private else 1e-3, schedule="cosine", weight_decay=0.0 if private else 1e-4
+        ),
     )
 
 

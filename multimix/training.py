@@ -110,7 +110,7 @@ def train(
 ) -> Training:
     """Train the network in place for `work.steps` steps and return what was done."""
     device = next(network.parameters()).device
-    parameters = list(network.parameters())
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     anchors = [parameter.detach().clone() for parameter in parameters]
     teacher = network if method.objective.teacher == "student" else copy.deepcopy(network)
     optimiser = torch.optim.AdamW(parameters, weight_decay=method.optimiser.weight_decay)

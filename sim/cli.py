@@ -32,6 +32,8 @@ REAL_DATA_DEFAULTS: dict[str, Scalar] = {
     "images-per-group": 4,
 }
 
+PRETRAINING_DEFAULTS: dict[str, Scalar] = {"preset": "private", "learning-rate": 1e-3, "phantom-patients": 300}
+
 app = typer.Typer(
     help="Simulate a federation of hospitals on this machine and look at what comes out. Research only.",
     no_args_is_help=True,
@@ -123,6 +125,31 @@ def flower(
     if code == 0:
         _show(read_results(folder), folder, as_json=False)
     raise typer.Exit(code)
+
+
+@app.command()
+def pretrain(
+    out: Out = "",
+    rounds: Rounds = 12,
+    local_steps: LocalSteps = 40,
+    seed: Seed = 0,
+    config: Config = None,
+    workers: Workers = min(2, os.cpu_count() or 1),
+) -> None:
+    """Train on synthetic phantoms to get a model to start a private run from: -c start-from=OUT/public.safetensors.
+
+    It has seen no patient. Give the image-size, width and preset that the private run will have; the preset is
+    `private` unless given.
+    """
+    with _explained():
+        values = _values(None, out, "", rounds, local_steps, None, None, seed, False, False, config)
+        run_config = read_run_config({**PRETRAINING_DEFAULTS, **values})
+        show_progress()
+        _decode(run_config)
+        from sim.pretrain import pretrain as run_pretraining  # noqa: PLC0415  (torch)
+
+        path = run_pretraining(run_config, workers=workers)
+    typer.echo(path)
 
 
 @app.command()

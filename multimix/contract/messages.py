@@ -178,6 +178,8 @@ def private_arrays(weights: Weights, dp: PatientPrivacy) -> Weights:
     """
 
     def learns(name: str) -> bool:
+        if ".standard_" in name:
+            return False
         return dp.parameters == "all" or any(part in name for part in (".norm", "classifier.", "decoder.output."))
 
     return {name: value for name, value in weights.items() if module_of(name) in dp.modules and learns(name)}

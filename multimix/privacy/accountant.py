@@ -14,7 +14,7 @@ import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from importlib import metadata
 from types import MappingProxyType
 from typing import Any, Final
@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from multimix.errors import Refused
+from multimix.privacy.bounds import Rows, log_leakage, pld_epsilon, prv_epsilon, renyi_epsilon
 
 
 @dataclass(frozen=True, order=True)
@@ -37,7 +38,6 @@ class Mechanism:
 
 
 History = Mapping[Mechanism, int]  # steps of each
-_Steps = tuple[tuple[Mechanism, int], ...]  # the same, sorted: the key of the cache
 
 
 @dataclass(frozen=True)
@@ -69,16 +69,10 @@ _MOST_RENYI_EPSILON: Final = 2000.0  # of the rough bound, which may be far too 
 _APART: Final = 0.02  # the accountants may be, plus
 _APART_RELATIVE: Final = 0.01  # of the larger
 
-_ORDERS: Final = np.arange(2, 129)  # of the Renyi divergences of the rough bound
-
 # So many mechanisms are priced as they are. Each takes about 0.1 s in each accountant, more in long histories.
 _GROUPS: Final = 16
 _GROUPS_OF_LONG: Final = 8
 _LONG: Final = 20_000  # steps
-
-_PRV_ERROR: Final = 0.01  # Opacus' default
-_PRV_MESH_POINTS: Final = 1_500_000  # over all mechanisms, about a second; beyond it the error grows instead
-_PLD_COARSEST: Final = 2e-3  # of the mesh; Google's default of 1e-4 takes ten times as long
 
 
 def price(history: History, *, delta: float) -> Price:
@@ -124,8 +118,10 @@ def calibrate_noise(
         Refused: "epsilon_unreachable" if no noise is enough, else as `price`.
     """
     _check_limit(target_epsilon)
+    _check_delta(delta)
+    _check_history(merged(spent, {Mechanism(1.0, sampling_rate): steps}))
 
-    def history(thousandths: int) -> dict[Mechanism, int]:
+    def history(thousandths: int) -> History:
         return merged(spent, {Mechanism(thousandths / 1000, sampling_rate): steps})
 
     def epsilon(thousandths: int) -> float:
@@ -137,9 +133,7 @@ def calibrate_noise(
         enough = min(2 * enough, highest)
     while epsilon(enough) > target_epsilon:
         if enough == highest:
-            raise Refused(
-                "epsilon_unreachable", f"no noise keeps to {target_epsilon:g} on top of what is spent"
-            )
+            raise Refused("epsilon_unreachable", f"no noise keeps to {target_epsilon:g} on top of what is spent")
         enough = min(4 * enough, highest)
     too_little = enough
     while epsilon(too_little) <= target_epsilon:
@@ -160,9 +154,11 @@ def affordable_steps(
         Refused: As `price`.
     """
     _check_limit(limit_epsilon)
+    _check_delta(delta)
     _check_history({mechanism: at_most})
+    _check_history(spent)
 
-    def history(steps: int) -> dict[Mechanism, int]:
+    def history(steps: int) -> History:
         return merged(spent, {mechanism: steps})
 
     def epsilon(steps: int) -> float:
@@ -222,15 +218,15 @@ def _epsilon(history: History, delta: float) -> float:
 
 
 @lru_cache(maxsize=4096)
-def _price(steps: _Steps, delta: float) -> Price:
-    if not steps:
+def _price(rows: Rows, delta: float) -> Price:
+    if not rows:
         return Price(epsilon=0.0, prv=0.0, pld=0.0, delta=delta)
-    if _renyi_epsilon(steps, delta) > _MOST_RENYI_EPSILON:
-        raise Refused("epsilon_too_large", f"above {_MOST_EPSILON:g}, which is not priced")
-    pld = _or_nan(_pld_epsilon, steps, delta)
+    pld = math.inf
+    if renyi_epsilon(rows, delta) <= _MOST_RENYI_EPSILON:
+        pld = _or_nan(lambda: pld_epsilon(rows, delta))
     if pld > _MOST_EPSILON:
         raise Refused("epsilon_too_large", f"above {_MOST_EPSILON:g}, which is not priced")
-    prv = _or_nan(_prv_epsilon, steps, delta, _prv_error(steps, delta, pld))
+    prv = _or_nan(lambda: prv_epsilon(rows, delta, about=pld))
     if not _agreed(prv, pld):
         raise Refused("accountants_disagree", f"PRV {prv:.4f}, PLD {pld:.4f}")
     return Price(epsilon=max(prv, pld), prv=prv, pld=pld, delta=delta)
@@ -242,116 +238,22 @@ def _agreed(prv: float, pld: float) -> bool:
     return finite and abs(prv - pld) <= _APART + _APART_RELATIVE * max(prv, pld)
 
 
-def _or_nan(accountant: Callable[..., float], *arguments: Any) -> float:
+def _or_nan(accountant: Callable[[], float]) -> float:
     """Run an accountant in silence: its warnings are about its own mesh, its failure is a disagreement."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         try:
-            return max(0.0, float(accountant(*arguments)))
-        except Exception:  # noqa: BLE001  (any failure of theirs means that the price is unknown)
+            epsilon = accountant()
+        except Exception:  # noqa: BLE001  (whatever went wrong with theirs, the price is unknown)
             return math.nan
-
-
-def _pld_epsilon(steps: _Steps, delta: float) -> float:
-    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent  # noqa: PLC0415  (slow)
-    from dp_accounting.pld import PLDAccountant  # noqa: PLC0415
-
-    accountant = PLDAccountant(value_discretization_interval=_pld_spacing(steps, delta))
-    for mechanism, count in steps:
-        step = PoissonSampledDpEvent(mechanism.sampling_rate, GaussianDpEvent(mechanism.noise_multiplier))
-        accountant.compose(SelfComposedDpEvent(step, count))
-    return float(accountant.get_epsilon(delta))
-
-
-def _pld_spacing(steps: _Steps, delta: float) -> float:
-    """Return a mesh spacing that overstates epsilon by about 0.006 + 0.2 % at most, by a normal approximation.
-
-    n steps on a mesh h add up to n h^2 / 4 to the variance S^2 of the privacy loss, and epsilon is about z S + S^2 / 2.
-    """
-    spread = min(1.0, math.sqrt(sum(count * math.exp(2 * min(0, _log_leakage(m))) for m, count in steps)))
-    z = math.sqrt(-2 * math.log(delta))
-    added = 8 * spread / (z + spread) * (0.006 + 0.002 * z * spread)
-    return min(_PLD_COARSEST, math.sqrt(added / _total(steps)))
-
-
-def _prv_epsilon(steps: _Steps, delta: float, error: float) -> float:
-    accountant = _prv_accountant()()
-    accountant.history = [(mechanism.noise_multiplier, mechanism.sampling_rate, count) for mechanism, count in steps]
-    return float(accountant.get_epsilon(delta, eps_error=error))
-
-
-@cache
-def _prv_accountant() -> Any:
-    """Return Opacus' PRV accountant on a mesh with the same spacing, but a size that suits the FFT: 4 times faster."""
-    from opacus.accountants import PRVAccountant  # noqa: PLC0415  (imports torch: 4 s)
-    from opacus.accountants.analysis.prv import Domain  # noqa: PLC0415
-    from scipy.fft import next_fast_len  # noqa: PLC0415
-
-    class FastPRVAccountant(PRVAccountant):
-        def _get_domain(
-            self, *, prvs: list[Any], num_self_compositions: list[int], eps_error: float, delta_error: float
-        ) -> Any:
-            mechanisms = (Mechanism(prv.noise_multiplier, prv.sample_rate) for prv in prvs)
-            steps = tuple(zip(mechanisms, num_self_compositions, strict=True))
-            spacing = _prv_spacing(steps, delta_error, eps_error)
-            half = int(next_fast_len(math.ceil(_prv_radius(steps, delta_error) / spacing) + 1, real=True))
-            # Opacus counts on an even size with 0 just below the middle.
-            return Domain(-(half - 1) * spacing, half * spacing, 2 * half)
-
-    return FastPRVAccountant
-
-
-def _prv_error(steps: _Steps, delta: float, pld: float) -> float:
-    """Return the error to allow PRV: 0.01, or more if the mesh would be too large, well within the disagreement."""
-    delta_error = delta / 1000  # Opacus' default
-    points = 2 * _prv_radius(steps, delta_error) / _prv_spacing(steps, delta_error, _PRV_ERROR) * len(steps)
-    return min(_PRV_ERROR * max(1.0, points / _PRV_MESH_POINTS), _PRV_ERROR + 0.8 * _APART_RELATIVE * pld)
-
-
-def _prv_spacing(steps: _Steps, delta_error: float, error: float) -> float:
-    """Return the mesh spacing of Gopi et al. 2021, theorem 5.5, as in Opacus."""
-    return error / math.sqrt(_total(steps) * math.log(12 / delta_error) / 2)
-
-
-def _prv_radius(steps: _Steps, delta_error: float) -> float:
-    """Return how far the mesh has to reach (Gopi et al. 2021, remark 5.6); a rougher bound only reaches farther."""
-    alone = max(_renyi_epsilon(((mechanism, 1),), delta_error / (8 * _total(steps))) for mechanism, _ in steps)
-    return max(_renyi_epsilon(steps, delta_error / 4), alone) + 3
+    return 0.0 if epsilon < 0 else epsilon  # not max(), which would make 0 of what is not a number
 
 
 def _rough_epsilon(history: History, delta: float) -> float:
-    _check_delta(delta)
-    return _renyi_epsilon(_simplified(history), delta)
+    return renyi_epsilon(_simplified(history), delta)
 
 
-def _renyi_epsilon(steps: _Steps, delta: float) -> float:
-    """Bound epsilon by Renyi divergences of integer order: fast, up to a fifth too high and more beyond epsilon 20.
-
-    Conversion: Canonne, Kamath, Steinke 2020 (arXiv:2004.00010), proposition 12.
-    """
-    if not steps:
-        return 0.0
-    divergence = sum(count * _renyi(mechanism) for mechanism, count in steps)
-    bounds = divergence + np.log1p(-1 / _ORDERS) - (math.log(delta) + np.log(_ORDERS)) / (_ORDERS - 1)
-    return max(0.0, float(np.min(bounds)))
-
-
-@lru_cache(maxsize=4096)
-def _renyi(mechanism: Mechanism) -> Array:
-    """Return the Renyi divergence of a step at each order (Mironov, Talwar, Zhang 2019, arXiv:1908.10530, eq. 3.3)."""
-    from scipy.special import gammaln, logsumexp  # noqa: PLC0415
-
-    rate, variance = mechanism.sampling_rate, mechanism.noise_multiplier**2
-    if rate == 1:
-        return np.asarray(_ORDERS / (2 * variance))
-    order, k = _ORDERS[:, None], np.arange(_ORDERS[-1] + 1)[None]
-    rest = np.maximum(order - k, 0)
-    log_binomial = gammaln(order + 1) - gammaln(k + 1) - gammaln(rest + 1)
-    terms = log_binomial + rest * math.log1p(-rate) + k * math.log(rate) + k * (k - 1) / (2 * variance)
-    return np.asarray(logsumexp(np.where(k <= order, terms, -np.inf), axis=1) / (_ORDERS - 1))
-
-
-def _simplified(history: History) -> _Steps:
+def _simplified(history: History) -> Rows:
     """Return a history of few mechanisms that costs as much or more: the form that is priced."""
     kept = {mechanism: count for mechanism, count in history.items() if count}
     allowed = _GROUPS if sum(kept.values()) <= _LONG else _GROUPS_OF_LONG
@@ -359,14 +261,14 @@ def _simplified(history: History) -> _Steps:
     for group in _groups(sorted(kept), allowed):
         worst = Mechanism(min(m.noise_multiplier for m in group), max(m.sampling_rate for m in group))
         priced[worst] = priced.get(worst, 0) + sum(kept[m] for m in group)
-    return tuple(sorted(priced.items()))
+    return tuple(sorted((m.noise_multiplier, m.sampling_rate, count) for m, count in priced.items()))
 
 
 def _groups(mechanisms: list[Mechanism], allowed: int) -> list[list[Mechanism]]:
     """Cut the mechanisms into so many groups of neighbours, always the widest along its wider side of log leakage."""
     if len(mechanisms) <= allowed:
         return [[mechanism] for mechanism in mechanisms]
-    sides = np.array([(_log_noise_leakage(m), math.log(m.sampling_rate)) for m in mechanisms])
+    sides = np.array([(log_leakage(m.noise_multiplier), math.log(m.sampling_rate)) for m in mechanisms])
     groups = [np.arange(len(mechanisms))]
     while len(groups) < allowed:
         groups.sort(key=lambda group: float(np.ptp(sides[group], axis=0).max()))
@@ -380,20 +282,6 @@ def _halves(sides: Array, group: Array) -> tuple[Array, Array]:
     middle = (values.min() + values.max()) / 2
     cut = min(max(int(np.searchsorted(values[order], middle)), 1), len(group) - 1)
     return group[order[:cut]], group[order[cut:]]
-
-
-def _log_leakage(mechanism: Mechanism) -> float:
-    """Return log of q sqrt(exp(1/sigma^2) - 1): over many steps epsilon goes with it (Bu et al. 2020, arXiv:1911.11607)."""
-    return math.log(mechanism.sampling_rate) + _log_noise_leakage(mechanism)
-
-
-def _log_noise_leakage(mechanism: Mechanism) -> float:
-    inverse = mechanism.noise_multiplier**-2
-    return (inverse + math.log1p(-math.exp(-inverse))) / 2  # log sqrt(exp(inverse) - 1) without overflow
-
-
-def _total(steps: _Steps) -> int:
-    return sum(count for _, count in steps)
 
 
 def _check_history(history: History) -> None:

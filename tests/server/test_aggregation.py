@@ -148,7 +148,7 @@ def test_the_inputs_stay_as_they_were():
 def test_the_strategy_asks_the_nodes_it_is_told_to_and_averages_only_admitted_replies():
     FakeGrid([])
     strategy = ModuleAverage(unlabelled_weight=0.1)
-    strategy.nodes, strategy.previous = (4, 7), weights()
+    strategy.plans, strategy.previous = {4: ConfigRecord(), 7: ConfigRecord()}, weights()
     orders = list(strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid=None))
     assert [(m.metadata.dst_node_id, m.metadata.message_type) for m in orders] == [
         (4, MessageType.TRAIN),
@@ -171,6 +171,6 @@ def test_the_strategy_without_replies_gives_nothing():
 def test_evaluation_orders_go_to_the_same_nodes():
     FakeGrid([])
     strategy = ModuleAverage(unlabelled_weight=0.1)
-    strategy.nodes = (4,)
+    strategy.plans = {4: ConfigRecord()}
     orders = list(strategy.configure_evaluate(1, ArrayRecord(), ConfigRecord(), grid=None))
     assert [(m.metadata.dst_node_id, m.metadata.message_type) for m in orders] == [(4, MessageType.EVALUATE)]
