@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -29,10 +30,14 @@ from multimix.privacy.entries import (
     Reservation,
 )
 from multimix.privacy.history import history_of, job_of, non_private
+from multimix.privacy.history import reservations as reservations_of
 from multimix.privacy.ledger import Ledger, open_ledger, utcnow
 from multimix.privacy.officer import signed_by_officer
 from multimix.privacy.reservations import Reservations, Stage
 from multimix.version import __version__
+
+_MOST_FORECAST_STEPS: Final = 1_000_000  # the accountants price up to twice as many
+_MOST_PRICED_EPSILON: Final = 100.0  # they refuse what costs more, whatever the budget
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,8 @@ class Books:
         """Price the order and return what is to be reserved; Refused beyond the budget."""
         plan = order.plan
         dp, steps = _private(plan)
+        if any((each.dp, each.steps) != (dp, steps) for each in reservations_of(entries, plan.job_id)):
+            raise Refused("dp_changed", "a run's privacy is fixed with its first round")
         run, lifetime = self.priced(entries, plan.job_id, mechanism_of(dp), steps)
         limits = self.population
         if run.epsilon > limits.epsilon_per_run:
@@ -125,19 +132,19 @@ class Books:
 
     def rounds_left(self, entries: tuple[Entry, ...], job_id: str, mechanism: Mechanism, steps: int) -> int:
         """Return how many more such rounds the budget of the job, and of the lifetime, allows (up to 10,000)."""
-        limits, most = self.population, 10_000 * steps
+        limits, most = self.population, min(10_000 * steps, _MOST_FORECAST_STEPS)
         delta = limits.failure_probability
         run = affordable_steps(
             mechanism=mechanism,
             delta=delta,
-            limit_epsilon=limits.epsilon_per_run,
+            limit_epsilon=min(limits.epsilon_per_run, _MOST_PRICED_EPSILON),
             spent=history_of(entries, job_id),
             at_most=most,
         )
         lifetime = affordable_steps(
             mechanism=mechanism,
             delta=delta,
-            limit_epsilon=limits.epsilon_lifetime,
+            limit_epsilon=min(limits.epsilon_lifetime, _MOST_PRICED_EPSILON),
             spent=history_of(entries),
             at_most=most,
         )

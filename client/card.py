@@ -1,7 +1,12 @@
-"""What a site says about itself before the first round: counts with small cells suppressed, coarse histograms."""
+"""What a site says about itself before the first round: what it declared, or counts with small cells suppressed.
+
+A site that trains with differential privacy only says what the hospital declared by hand, so that no card tells
+anything of a patient that the ledger does not know of. Another counts its images, in coarse histograms.
+"""
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Final
 
@@ -9,9 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from client.policy import SitePolicy
+from client.population import PopulationSettings
 from multimix.contract.messages import ClassCounts, MeanMask, SiteCard
 from multimix.contract.suppression import hide_small_cells, lower_parts
 from multimix.data.hospitals import Hospital
+from multimix.data.pseudonyms import Pseudonyms
 from multimix.data.sampling import Pools, make_pools, mask_rows, patients
 from multimix.data.store import Store
 from multimix.errors import Refused
@@ -22,6 +29,52 @@ SIDES: Final = (512, 1024, 2048)  # pixels of the longer side: edges of its hist
 BRIGHTNESS_BINS: Final = 8
 VIEWS: Final = frozenset({"PA", "AP", "frontal", "unknown"})
 IMAGES_EDGES: Final = (2, 4, 10)  # images of a patient: edges of their histogram
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a hospital declared of its patients, and the secret under which the card's fingerprint is made."""
+
+    population: PopulationSettings
+    pseudonyms: Pseudonyms
+
+
+def card_for(
+    hospital: Hospital, store: Store, policy: SitePolicy, *, declared: Declared | None, device: str, synthetic: bool
+) -> SiteCard:
+    """Return the card that policy lets leave: declared numbers only, unless training without privacy is allowed too.
+
+    Raises:
+        Refused: as `site_card`, which a site that declared nothing gets.
+    """
+    if declared is None or policy.allow_non_private:
+        return site_card(hospital, store, policy, device=device, synthetic=synthetic)
+    return declared_card(hospital, store, declared, device=device, synthetic=synthetic)
+
+
+def declared_card(hospital: Hospital, store: Store, declared: Declared, *, device: str, synthetic: bool) -> SiteCard:
+    """Say what the hospital declared; nothing is counted, averaged or otherwise computed from the images.
+
+    The one thing that depends on them is the fingerprint, which shows a server that data changed within a job. It is
+    an HMAC under the site's secret: nobody without it can tell whether a given image is in the store.
+    """
+    population = declared.population
+    patients_declared = population.declared_patients
+    return SiteCard(
+        site=hospital.name,
+        role=hospital.role,
+        synthetic=synthetic,
+        device=device,
+        image_size=store.image_size,
+        images=patients_declared,
+        patients=patients_declared,
+        training_patients=patients_declared,
+        labelled_patients=population.declared_labels,
+        masked_patients=population.declared_masks,
+        conventions=tuple(sorted(population.declared_masks)),
+        data_fingerprint=declared.pseudonyms.of("card fingerprint", store.fingerprint),
+        software=_software(),
+    )
 
 
 def site_card(hospital: Hospital, store: Store, policy: SitePolicy, *, device: str, synthetic: bool) -> SiteCard:
@@ -58,8 +111,12 @@ def site_card(hospital: Hospital, store: Store, policy: SitePolicy, *, device: s
         histograms=histograms,
         withheld=withheld,
         data_fingerprint=store.fingerprint,
-        software={"python": platform.python_version(), "torch": version("torch"), "flwr": version("flwr")},
+        software=_software(),
     )
+
+
+def _software() -> dict[str, str]:
+    return {"python": platform.python_version(), "torch": version("torch"), "flwr": version("flwr")}
 
 
 def _images(images: int, everyone: int, minimum: int, *, hidden: bool) -> int:

@@ -3,10 +3,14 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from client.card import site_card
+from client.books import Books
+from client.card import Declared, card_for
 from client.settings import SiteFolder
+from client.site import LocalSite
 from multimix.contract.messages import SiteCard
+from multimix.contract.signing import public_key
 from multimix.data.hospitals import Hospital
 from multimix.data.sampling import Budget
 from multimix.data.store import open_store
@@ -48,4 +52,55 @@ def card_of(site: SiteFolder, *, device: str) -> SiteCard:
         SiteError: as `hospital_of`; Refused: `cohort_too_small`.
     """
     hospital, store = hospital_of(site)
-    return site_card(hospital, store, site.settings.policy, device=device, synthetic=False)
+    policy = site.settings.policy
+    return card_for(hospital, store, policy, declared=declared_of(site), device=device, synthetic=False)
+
+
+def declared_of(site: SiteFolder) -> Declared | None:
+    """Return what the hospital declared of its patients, if it did; SiteError as `SiteFolder.read_secret`."""
+    population = site.settings.population
+    return None if population is None else Declared(population, site.pseudonyms())
+
+
+def books_of(site: SiteFolder) -> Books:
+    """Return the books of the site's population; its ledger is made by `multimix-site ledger begin`.
+
+    Raises:
+        SiteError: `population_missing`.
+    """
+    return Books(site.ledger, site.settings.name, site.population)
+
+
+def local_site(site: SiteFolder, coordinator: Ed25519PublicKey | None = None, *, device: str = "auto") -> LocalSite:
+    """Return the site that trains on the store's current generation, under the policy and the budget of `site.toml`.
+
+    Args:
+        site: The folder.
+        coordinator: Who may order training; the key in `site.toml` unless given.
+        device: To train on.
+
+    Raises:
+        SiteError: `population_missing`, `coordinator_missing`, as `hospital_of` and `SiteFolder.read_secret`.
+    """
+    books = books_of(site)
+    coordinator = coordinator or _coordinator(site)
+    hospital, _ = hospital_of(site)
+    return LocalSite(
+        hospital=hospital,
+        policy=site.settings.policy,
+        coordinator=coordinator,
+        device=device,
+        books_of=lambda _plan: books,
+        declared=declared_of(site),
+    )
+
+
+def _coordinator(site: SiteFolder) -> Ed25519PublicKey:
+    server = site.settings.server
+    if server is None or server.coordinator_key is None:
+        raise SiteError(
+            "coordinator_missing",
+            "site.toml names no coordinator_key in [server]: nobody may order training here. Take it from the "
+            "coordinator's kit.",
+        )
+    return public_key(server.coordinator_key)

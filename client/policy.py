@@ -63,6 +63,8 @@ def _check_training(plan: RoundPlan, policy: SitePolicy) -> None:
         _check_privacy(plan.dp, policy)
     elif not policy.allow_non_private:
         raise Refused("dp_required", "this site trains with differential privacy only")
+    if plan.dp is not None and plan.round > plan.dp.rounds:
+        raise Refused("dp_rounds", f"round {plan.round} of {plan.dp.rounds}")
     if plan.work.steps > policy.maximum_steps:
         raise Refused("too_many_steps", f"asked {plan.work.steps}, allowed {policy.maximum_steps}")
     if plan.work.images_per_group > policy.maximum_images_per_group:

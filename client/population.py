@@ -14,14 +14,14 @@ from multimix.contract.messages import ClassCounts, Name
 from multimix.contract.privacy import Base64
 from multimix.privacy.accountant import default_delta
 
-Epsilon = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
+Epsilon = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
 
 
 class PopulationSettings(Frozen):
     """One patient population, its budget and its ledger; sites that share patients name the same ledger."""
 
     name: Name = "patients"
-    declared_patients: Annotated[int, Field(ge=1, le=100_000_000)]
+    declared_patients: Annotated[int, Field(ge=2, le=100_000_000)]
     declared_labels: ClassCounts = ClassCounts()  # about so many patients of each class
     declared_masks: dict[Name, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)  # by convention
     images_per_patient: Annotated[int, Field(ge=1, le=1000)] = 4

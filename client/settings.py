@@ -19,8 +19,11 @@ from client.intake.pacs import Pacs
 from client.intake.receiver import Receiver
 from client.intake.workers import Limits
 from client.policy import SitePolicy
+from client.population import PopulationSettings
 from multimix.config import Frozen
 from multimix.contract.messages import Name
+from multimix.contract.privacy import Base64
+from multimix.contract.signing import public_key
 from multimix.data.decode import Preprocessing
 from multimix.data.manifest import MEDIASTINUM_EXCLUDED
 from multimix.data.manifest import Label as LabelName
@@ -29,6 +32,10 @@ from multimix.errors import SiteError
 from multimix.files import write_atomically
 
 FILE: Final = "site.toml"
+_FEWEST_PATIENTS: Final = 2  # a smaller population has no delta below one
+_MOST_CONVENTIONS: Final = 16  # of masks on a site card
+_MOST_EPSILON: Final = 100.0  # both as in multimix.privacy.accountant
+_LOWEST_DELTA: Final = 1e-10
 
 
 class IntakeSettings(Frozen):
@@ -46,6 +53,12 @@ class ServerSettings(Frozen):
 
     address: str  # host:port
     ca_file: Path | None = None  # the authority of the coordinator's kit, PEM
+    coordinator_key: Base64 | None = None  # who signs plans: Ed25519, public, of the coordinator's kit
+
+    @field_validator("coordinator_key")
+    @classmethod
+    def _is_a_key(cls, text: str | None) -> str | None:
+        return _checked_key(text)
 
 
 class SiteSettings(Frozen):
@@ -62,6 +75,28 @@ class SiteSettings(Frozen):
     receiver: Receiver | None = None
     server: ServerSettings | None = None
     policy: SitePolicy = SitePolicy()
+    population: PopulationSettings | None = None
+
+    @field_validator("population")
+    @classmethod
+    def _population_adds_up(cls, population: PopulationSettings | None) -> PopulationSettings | None:
+        """Refuse what no site card could say and no accountant could price."""
+        if population is None:
+            return None
+        declared, labels = population.declared_patients, population.declared_labels
+        if declared < _FEWEST_PATIENTS:
+            raise ValueError("declared_patients is 2 at least")
+        if max(labels.normal, labels.pneumonia, *population.declared_masks.values()) > declared:
+            raise ValueError("no label or mask can be declared for more patients than declared_patients")
+        if len(population.declared_masks) > _MOST_CONVENTIONS:
+            raise ValueError(f"at most {_MOST_CONVENTIONS} conventions of masks can be declared")
+        if max(population.epsilon_per_run, population.epsilon_lifetime) > _MOST_EPSILON:
+            raise ValueError(f"an epsilon above {_MOST_EPSILON:g} protects nobody and cannot be priced")
+        if not _LOWEST_DELTA <= population.failure_probability < 1 / declared:
+            raise ValueError(f"delta is from {_LOWEST_DELTA:g} to below 1 / declared_patients")
+        if population.officer_key is not None:
+            _checked_key(population.officer_key)
+        return population
 
     @field_validator("store_group")
     @classmethod
@@ -111,6 +146,28 @@ class SiteFolder:
     def received(self) -> Path:
         """DICOM files that a PACS has sent and intake has not taken in yet."""
         return self.path / "received"
+
+    @property
+    def ledger(self) -> Path:
+        """The folder of the population's ledger; a relative path counts from the site's folder."""
+        population = self.settings.population
+        named = population.ledger if population else None
+        return self.path / (named or "ledger")
+
+    @property
+    def population(self) -> PopulationSettings:
+        """Whose privacy is spent here.
+
+        Raises:
+            SiteError: `population_missing`.
+        """
+        if self.settings.population is None:
+            raise SiteError(
+                "population_missing",
+                "site.toml has no [population] section: nobody has said whose privacy is spent here and how much of "
+                "it there is. Fill one in together with the privacy officer.",
+            )
+        return self.settings.population
 
     def pseudonyms(self) -> Pseudonyms:
         """The keyed hashes of this site; raises as `read_secret`."""
@@ -168,7 +225,7 @@ def open_site(path: Path) -> SiteFolder:
     except ValidationError as invalid:
         first = invalid.errors(include_input=False, include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise SiteError("settings_invalid", f"site.toml, {key}: {first['msg']}. Correct it.") from None
+        raise SiteError("settings_invalid", f"site.toml, {key}: {_words(first['msg'])}. Correct it.") from None
 
 
 def new_site(path: Path, name: str, *, image_size: int) -> SiteFolder:
@@ -183,12 +240,25 @@ def new_site(path: Path, name: str, *, image_size: int) -> SiteFolder:
         SiteSettings.model_validate({"name": name, "image_size": image_size})
     except ValidationError as invalid:
         first = invalid.errors(include_input=False, include_url=False)[0]
-        raise SiteError("settings_invalid", f"{first['loc'][0]}: {first['msg']}. Give another.") from None
+        raise SiteError("settings_invalid", f"{first['loc'][0]}: {_words(first['msg'])}. Give another.") from None
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_atomically(path / FILE, _TEMPLATE.format(name=name, image_size=image_size).encode())
     site = open_site(path)
     read_or_make_secret(site.secret)
     return site
+
+
+def _checked_key(text: str | None) -> str | None:
+    if text is not None:
+        try:
+            public_key(text)
+        except ValueError:
+            raise ValueError("a key is no Ed25519 public key in base64") from None
+    return text
+
+
+def _words(message: str) -> str:
+    return message.removeprefix("Value error, ")  # pydantic's, before words of ours
 
 
 _TEMPLATE: Final = """\
@@ -218,7 +288,28 @@ memory_mib = 2048
 # [server]                                # for `multimix-site check`
 # address = "coordinator.example:8000"
 # ca_file = "/etc/multimix/coordinator-ca.pem"
+# coordinator_key = "KEY OF THE KIT"      # who may order training here; Ed25519
 
-[policy]
-minimum_cohort = 10
+# Whose privacy is spent, and how much of it there is: the hospital decides, with its privacy officer.
+# What is declared here is told to the federation: give round numbers, never counts taken from the images.
+# Then run: multimix-site ledger begin
+# [population]
+# name = "patients"
+# declared_patients = 1000                # about so many patients are trained on
+# declared_labels = {{ normal = 400, pneumonia = 400 }}  # about so many of them have each label
+# declared_masks = {{ mediastinum_excluded = 200 }}  # about so many have a lung mask, by convention
+# images_per_patient = 4                  # at most so many of a patient's images are used in one step
+# epsilon_per_run = 3.0                   # the most that one run may cost each patient
+# epsilon_lifetime = 8.0                  # the most that all runs together may cost each patient, ever
+# delta = 0.0005                          # below 1 / declared_patients; declared_patients ** -1.1 if left out
+# ledger = "/srv/multimix/ledger"         # a folder that outlives this site's; else it is ledger/ in here
+# officer_key = "KEY OF THE OFFICER"      # who may sign exceptions; multimix-site officer key makes one
+
+[policy]  # what no plan of the coordinator gets past
+minimum_cohort = 10                       # no count of fewer patients leaves
+# allow_non_private = false               # true: training without differential privacy, once the officer has signed
+# maximum_clip_norm = 10.0                # a larger bound on one patient's gradient is refused
+# minimum_noise_multiplier = 0.5          # less noise, in units of that bound, is refused
+# minimum_expected_patients = 10          # fewer patients in a step, on average, are refused
+# release_evaluation = false              # true: exact figures over patients held back from training may leave
 """

@@ -24,6 +24,7 @@ from multimix.contract.messages import (
     SiteCard,
     TrainReport,
     Weights,
+    private_arrays,
     taught_arrays,
     weights_sha256,
 )
@@ -79,6 +80,8 @@ class LocalSite:
                 books = self.books_of(plan)
                 with books.opened(signed.countersigned, self.coordinator) as ledger:
                     books.enter_non_private(ledger, self._order(plan, signed))
+                    if self._may_evaluate(plan):
+                        books.enter_evaluation(ledger, self._order(plan, signed), self.policy.minimum_cohort)
                     trained = self._train_openly(plan, signed, network)
                     extension = books.extension(ledger, signed.countersigned)
                 return replace(trained, report=trained.report.model_copy(update={"ledger": extension}))
@@ -93,6 +96,8 @@ class LocalSite:
             raise Refused("plan_incomplete")
         books = self.books_of(plan)
         check_population(dp, books.population)
+        if not private_arrays(export(network), dp):
+            raise Refused("nothing_taught")  # here, before anything is reserved for it
 
         def train(secret: bytes) -> bytes:
             sent = train_privately(network, self._private_data(plan), plan.method, work, dp, secret=secret)
@@ -200,9 +205,10 @@ class LocalSite:
             yield
         except Refused as refused:
             if self.books_of is not None and not refused.reason.startswith(("ledger_", "countersignature_")):
-                books = self.books_of(plan)
-                with suppress(Refused), books.opened(None, self.coordinator) as ledger:
-                    books.enter_refusal(ledger, plan, signed.sha256, refused.reason)
+                with suppress(Refused):
+                    books = self.books_of(plan)
+                    with books.opened(None, self.coordinator) as ledger:
+                        books.enter_refusal(ledger, plan, signed.sha256, refused.reason)
             raise
 
     def _evaluation_entered(self, plan: RoundPlan, signed: SignedPlan) -> Extension | None:

@@ -45,10 +45,12 @@ def admit(
     sent: Weights,
     maximum_update_norm: float,
     dp: PatientPrivacy | None = None,
+    site_level: bool = False,
 ) -> Update:
     """Return the update, or raise `Refused` with the reason it is left out.
 
     A private answer is held to its plan: it weighs what the plan says, and figures beside the weights are refused.
+    Under site-level privacy any finite size is taken, since the average clips, and what is not finite counts as zero.
     """
     if report.site != card.site:
         raise Refused("site_mismatch")
@@ -63,11 +65,11 @@ def admit(
     if dp is not None and (report.teachers or report.losses or report.seconds or report.evaluation):
         raise Refused("private_figures")
     sent = taught_arrays(sent, report.teachers) if dp is None else private_arrays(sent, dp)
-    _check_arrays(weights, sent)
+    _check_arrays(weights, sent, finite=not site_level)
     if weights_sha256(weights) != report.weights_sha256:
         raise Refused("weights_hash")
-    norm = float(np.sqrt(sum(np.square(weights[name].astype(np.float64) - sent[name]).sum() for name in sorted(sent))))
-    if not norm <= maximum_update_norm:
+    norm = _update_norm(weights, sent)
+    if not site_level and not norm <= maximum_update_norm:
         raise Refused("update_norm", f"{norm:.3g} is above {maximum_update_norm:.3g}")
     if dp is not None:
         return Update(card.site, report, weights, norm, dict(dp.module_weights.items()))
@@ -85,7 +87,13 @@ def check_evaluation(report: EvaluateReport, split: str, *, card: SiteCard, job_
         raise Refused("evaluation_images", f"{report.statistics.images} are above {card.images}")
 
 
-def _check_arrays(weights: Weights, sent: Weights) -> None:
+def _update_norm(weights: Weights, sent: Weights) -> float:
+    with np.errstate(invalid="ignore"):
+        squares = (np.square(weights[name].astype(np.float64) - sent[name]).sum() for name in sorted(sent))
+        return float(np.sqrt(sum(squares)))
+
+
+def _check_arrays(weights: Weights, sent: Weights, *, finite: bool) -> None:
     if not sent:
         raise Refused("nothing_taught")
     if set(weights) != set(sent):
@@ -95,7 +103,7 @@ def _check_arrays(weights: Weights, sent: Weights) -> None:
             raise Refused("weights_shape", name)
         if value.dtype != sent[name].dtype:
             raise Refused("weights_type", name)
-        if not np.isfinite(value).all():
+        if finite and not np.isfinite(value).all():
             raise Refused("weights_not_finite", name)
 
 

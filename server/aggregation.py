@@ -5,7 +5,7 @@ those reaching it by consistency only. A module that nobody taught keeps its pre
 McMahan et al. 2017 (arXiv 1602.05629); FedProx (arXiv 1812.06127) differs at the sites only.
 """
 
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,18 +65,29 @@ def _weight(update: Update, module: str, unlabelled_weight: float) -> float:
     return teachers.labelled + unlabelled_weight * teachers.unlabelled
 
 
-def noised_average(
-    previous: Weights, updates: Iterable[Update], settings: SiteLevel, *, trained: Container[str] | None
-) -> Average:
-    """Average with site-level privacy: every site counts the same in every module, whatever it taught.
+@dataclass(frozen=True)
+class SiteLevelRound:
+    """What is fixed in every round under site-level privacy: the noise, the sites, and the arrays that learn."""
 
-    `trained` names the arrays that the plans let learn, None for all: what sites happened to send decides nothing.
+    settings: SiteLevel
+    sites: tuple[str, ...]  # of the job, whoever answers
+    trained: frozenset[str]
+
+
+def noised_average(previous: Weights, updates: Iterable[Update], fixed: SiteLevelRound) -> Average:
+    """Average with site-level privacy: every site counts the same in every module, whatever it taught or sent.
+
+    Guarantees: but for the noised weights nothing depends on the updates; without any, the noise is there all the same.
     """
     received = {update.site: update.weights for update in updates}
-    noised = average_privately(previous, received, settings, trained=trained)
-    shares = {module: dict.fromkeys(sorted(received), 1.0 / settings.sites) for module in MODULES}
-    present = {module_of(name) for name in previous}
-    return Average(noised.weights, {m: s for m, s in shares.items() if m in present}, ())
+    noised = average_privately(previous, received, fixed.settings, trained=fixed.trained)
+    present, learning = ({module_of(name) for name in names} for names in (previous, fixed.trained))
+    shares = dict.fromkeys(sorted(fixed.sites), 1.0 / fixed.settings.sites)
+    return Average(
+        noised.weights,
+        {module: dict(shares) for module in MODULES if module in learning},
+        tuple(module for module in MODULES if module in present - learning),
+    )
 
 
 def order(node: int, arrays: ArrayRecord, plan: ConfigRecord, kind: str) -> Message:
@@ -90,10 +101,9 @@ class ModuleAverage(FedAvg):
     The round loop admits replies first and puts the admitted ones here, by message.
     """
 
-    def __init__(self, *, unlabelled_weight: float, site_level: SiteLevel | None = None) -> None:
+    def __init__(self, *, unlabelled_weight: float, site_level: SiteLevelRound | None = None) -> None:
         super().__init__(min_train_nodes=0, min_evaluate_nodes=0, min_available_nodes=0)
         self.site_level = site_level
-        self.trained: Container[str] | None = None  # under site-level privacy: what the plans let learn, None for all
         self.unlabelled_weight = unlabelled_weight
         self.plans: dict[int, ConfigRecord] = {}  # of this round, by node
         self.previous: Weights = {}
@@ -117,13 +127,13 @@ class ModuleAverage(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average the admitted updates among the replies."""
+        """Average the admitted updates among the replies; under site-level privacy even if there is none."""
         del server_round
         updates = [self.admitted[reply.metadata.src_node_id] for reply in replies]
-        if not updates:
-            return None, None
-        if self.site_level is None:
+        if self.site_level is not None:
+            self.result = noised_average(self.previous, updates, self.site_level)
+        elif updates:
             self.result = average(self.previous, updates, unlabelled_weight=self.unlabelled_weight)
         else:
-            self.result = noised_average(self.previous, updates, self.site_level, trained=self.trained)
+            return None, None
         return array_record(self.result.weights), MetricRecord({"accepted-sites": len(updates)})

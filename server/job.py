@@ -34,7 +34,7 @@ from server.rounds import Orders, check_federation, evaluate_everywhere, quorum_
 
 # Settings that may differ between the parts of a resumed run: none enters a training plan, and with data moved
 # elsewhere the sites' fingerprints must still be the same.
-_FREE = {"out", "resume", "title", "deadline_s", "cache", "pictures", "data", "quorum"}
+_FREE = {"out", "resume", "title", "deadline_s", "cache", "pictures", "data", "quorum", "dp_accept"}
 Licences = dict[str, tuple[str, ...]]
 
 
@@ -66,7 +66,7 @@ def run_job(grid: Grid, job: Job, *, after_round: Callable[[JobState], None] = l
     federation = describe(grid, at_least=config.quorum, deadline_s=config.deadline_s)
     check_federation(federation, config)
     state, weights = _continued(*resumed, federation) if resumed else _first(config, federation)
-    state = with_privacy(config, state, parameters=sum(value.size for value in weights.values()))
+    state = with_privacy(config, state, weights)
     orders = Orders(
         job_id=state.job_id,
         config=config,

@@ -1,10 +1,16 @@
-"""What a run has cost, for the report: priced by the server from what it asked, whatever the sites say."""
+"""What a run has cost, for the report: priced by the server from what it asked, whatever the sites say.
+
+Where a figure is shown with fewer digits it is rounded up: what is read is never below what was spent.
+"""
+
+from decimal import ROUND_CEILING, Context, Decimal
 
 from multimix.contract.privacy import PatientPrivacy
 from multimix.contract.run_config import RunConfig
 from multimix.privacy.accountant import Mechanism, price, versions
 from multimix.privacy.central import noise_to_signal, spent
 from server.checkpoint import JobState
+from server.private_plan import before_training
 from server.results import Privacy, RunStatus, SiteLevelPrivacy, SitePrivacy
 
 NOT_PRIVATE = "No differential privacy: epsilon = infinity. The model can reveal images it was trained on."
@@ -14,7 +20,7 @@ SEEDED = "NOT PRIVATE (epsilon = infinity): a simulation whose noise follows fro
 def privacy_of(config: RunConfig, state: JobState, *, status: RunStatus) -> Privacy:
     """Return the guarantees of a run; epsilons are priced once it has ended, which takes seconds a site."""
     final = status != "running"
-    under_way = status == "stopped" and state.round < config.rounds
+    under_way = status == "stopped" and state.round < config.rounds and not state.budget_spent
     if not state.privacy and state.site_level is None:
         return Privacy()
     return Privacy(
@@ -30,9 +36,10 @@ def privacy_of(config: RunConfig, state: JobState, *, status: RunStatus) -> Priv
 
 
 def _rounds(state: JobState, site: str, *, under_way: bool) -> int:
-    """Return the rounds that a site may have spent on: all it was asked for and did not refuse, and one under way."""
+    """Return the rounds that a site may have spent on: all but those it refused beforehand, and one under way."""
     asked = [record.sites[site] for record in state.rounds if site in record.sites]
-    return sum(answer.state != "refused" for answer in asked) + under_way
+    refused = sum(answer.state == "refused" and before_training(answer.reason or "") for answer in asked)
+    return len(asked) - refused + under_way
 
 
 def _site(dp: PatientPrivacy, rounds: int, local_steps: int, *, final: bool) -> SitePrivacy:
@@ -80,18 +87,30 @@ def in_words(privacy: Privacy) -> str:
     words = []
     if privacy.patients:
         site, worst = max(privacy.patients.items(), key=lambda item: _epsilon(item[1]))
+        delta = max(part.delta for part in privacy.patients.values())  # the largest, since one delta stands for all
         words.append(
-            f"Patients: by this run alone each patient of a training hospital has epsilon = {_epsilon(worst):.2f} at "
-            f"delta = {worst.delta:.2g} at most (at {site}); a hospital's statement has its lifetime."
+            "Patients: by this run alone each patient of a training hospital has epsilon = "
+            f"{two_decimals(_epsilon(worst))} (at {site}) at delta = {two_digits(delta)} at most; a hospital's statement "
+            "has its lifetime."
         )
     if privacy.sites is not None:
         words.append(
-            f"Hospitals: epsilon = {_epsilon(privacy.sites):.2f} at delta = {privacy.sites.delta:.2g} for each of "
-            f"{privacy.sites.sites} against whoever sees the model, not against the coordinator."
+            f"Hospitals: epsilon = {two_decimals(_epsilon(privacy.sites))} at delta = {two_digits(privacy.sites.delta)} "
+            f"for each of {privacy.sites.sites} against whoever sees the model, not against the coordinator."
         )
         if not privacy.patients:
             words.append("Single patients are not protected from the coordinator (epsilon = infinity).")
     return " ".join(words) or NOT_PRIVATE
+
+
+def two_decimals(epsilon: float) -> str:
+    """Return a figure with two decimals, rounded up."""
+    return str(Decimal(repr(epsilon)).quantize(Decimal("0.01"), rounding=ROUND_CEILING))
+
+
+def two_digits(delta: float) -> str:
+    """Return a small figure with two significant digits, rounded up."""
+    return f"{Context(prec=2, rounding=ROUND_CEILING).create_decimal(repr(delta)):.2g}"
 
 
 def _epsilon(part: SitePrivacy | SiteLevelPrivacy) -> float:

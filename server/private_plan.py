@@ -4,17 +4,36 @@ Everything here is public: which modules a site teaches, what it weighs in the a
 derived from a site's images: a site that trains privately declares its numbers by hand.
 """
 
-from multimix.contract.messages import MINIMUM_CLASS_PATIENTS, MODULES, SiteCard
+from collections.abc import Mapping
+
+from multimix.contract.messages import MINIMUM_CLASS_PATIENTS, MODULES, SiteCard, Weights, private_arrays
 from multimix.contract.privacy import ModuleName, PatientPrivacy
 from multimix.contract.run_config import RunConfig
 from multimix.errors import InputError, Refused, RunConfigError
-from multimix.privacy.accountant import Mechanism, affordable_steps, calibrate_noise, default_delta, price
+from multimix.privacy.accountant import Mechanism, affordable_steps, calibrate_noise, default_delta
 from multimix.privacy.central import SiteLevel, calibrate_site_level, explanation, hollow, usual_delta
 from server.checkpoint import JobState
 from server.log import log
 from server.results import RoundResult
 
 BUDGET_REASONS = ("dp_budget_run", "dp_budget_lifetime")
+# Further refusals that a site decides on plan, policy and ledger alone, before it reads a pixel or reserves anything.
+_BEFORE_TRAINING = {
+    "agent_unavailable",
+    "batch_too_large",
+    "device_unavailable",
+    "image_size",
+    "job_not_approved",
+    "network_too_wide",
+    "non_private_not_signed",
+    "plan_signature",
+    "population_exposed",
+    "protocol_unknown",
+    "request_malformed",
+    "site_held_out",
+    "site_not_configured",
+    "too_many_steps",
+}
 
 _MODULE_NAMES: tuple[ModuleName, ...] = ("encoder", "classifier", "decoder")
 
@@ -44,7 +63,6 @@ def patient_privacy(config: RunConfig, card: SiteCard, *, mask_convention: str |
         noise = config.dp_noise_multiplier or calibrate_noise(
             target_epsilon=config.dp_epsilon, delta=delta, sampling_rate=config.dp_sampling_rate, steps=steps
         )
-        cost = price({Mechanism(noise, config.dp_sampling_rate): steps}, delta=delta).epsilon
     except Refused as refused:
         raise RunConfigError(
             "dp_parameters",
@@ -62,7 +80,7 @@ def patient_privacy(config: RunConfig, card: SiteCard, *, mask_convention: str |
         parameters=config.dp_parameters,
         module_weights=taught,
         rounds=config.rounds,
-        epsilon=config.dp_epsilon if not config.dp_noise_multiplier else cost,
+        epsilon=config.dp_epsilon,  # with noise of its own the run ends where this is spent
     )
 
 
@@ -84,31 +102,61 @@ def _taught(config: RunConfig, card: SiteCard, mask_convention: str | None) -> d
     }
 
 
-def with_privacy(config: RunConfig, state: JobState, *, parameters: int) -> JobState:
+def learning(weights: Weights, privacy: Mapping[str, PatientPrivacy]) -> frozenset[str]:
+    """Return the arrays that the plan of any site lets learn; without private plans all but the fixed constants."""
+    if not privacy:
+        return frozenset(name for name in weights if ".standard_" not in name)
+    return frozenset(name for dp in privacy.values() for name in private_arrays(weights, dp))
+
+
+def before_training(reason: str) -> bool:
+    """Whether a site that refuses for this reason has spent nothing and told nothing of its patients.
+
+    Any other reason, known or not, counts as a round spent.
+    """
+    return reason.startswith("dp_") or reason in _BEFORE_TRAINING
+
+
+def is_public(reason: str) -> bool:
+    """Whether a reason depends on plan, policy and ledger alone, never on images or on an update."""
+    return before_training(reason) or reason.startswith("ledger_")
+
+
+def with_privacy(config: RunConfig, state: JobState, weights: Weights) -> JobState:
     """Return the state with what is asked of each training site, and say what it means before anything starts.
 
     What was fixed once stays as it was; a site that is new to the job gets its own.
 
     Raises:
-        InputError: as `patient_privacy`; `dp_hollow` where a site-level claim means little and is not accepted.
+        InputError: as `patient_privacy`; `dp_hollow` where a site-level claim means little and is not accepted;
+            `too_many_sites` where sites joined that the site-level noise was not made for.
     """
-    if config.patient_level and config.compare_local:
-        raise RunConfigError("compare_local", "compare-local would spend every patient's privacy twice: leave it out.")
-    site_level = state.site_level
-    if config.site_level and site_level is None:
-        site_level = _site_level(config, state, parameters)
+    if config.dp != "none" and config.compare_local:
+        raise RunConfigError(
+            "compare_local", "compare-local trains on every image once more, outside of the guarantee: leave it out."
+        )
     privacy = dict(state.privacy)
     for site, card in sorted(state.cards.items()) if config.patient_level else ():
         if card.role == "train" and site not in privacy:
             privacy[site] = patient_privacy(config, card, mask_convention=state.mask_convention)
             _say(site, privacy[site], config)
     check_taught(privacy)
+    parameters = sum(weights[name].size for name in learning(weights, privacy))
+    site_level = _site_level(config, state, parameters) if config.site_level else None
     return state.model_copy(update={"privacy": privacy, "site_level": site_level, "parameters": parameters})
 
 
 def _site_level(config: RunConfig, state: JobState, parameters: int) -> SiteLevel:
     """Fix the site-level noise for the sites of the job, print what it is worth, and ask where that is little."""
     sites = sum(card.role == "train" for card in state.cards.values())
+    if state.site_level is not None:
+        if sites > state.site_level.sites:
+            raise InputError(
+                "too_many_sites",
+                f"{sites} sites are here to train, but the noise of this run was fixed for {state.site_level.sites}: "
+                "disconnect those that are new, or begin a new run with another out.",
+            )
+        return state.site_level
     settings = calibrate_site_level(
         target_epsilon=config.dp_site_epsilon,
         delta=config.dp_site_delta or usual_delta(sites),
@@ -116,10 +164,11 @@ def _site_level(config: RunConfig, state: JobState, parameters: int) -> SiteLeve
         sites=sites,
         clip_norm=config.dp_site_clip_norm,
     )
-    for line in explanation(settings, parameters).splitlines():
-        log.info("%s", line)
+    words = explanation(settings, parameters)
     if hollow(settings, parameters) and not config.dp_accept:
-        raise RunConfigError("dp_hollow", explanation(settings, parameters).replace("\n", " "))
+        raise RunConfigError("dp_hollow", words)
+    for line in words.splitlines():
+        log.info("%s", line)
     return settings
 
 

@@ -19,7 +19,6 @@ from multimix.contract.messages import (
     RoundPlan,
     TrainReport,
     Weights,
-    private_arrays,
     weights_sha256,
 )
 from multimix.contract.messages import Picture as SitePicture
@@ -38,10 +37,12 @@ from multimix.contract.signing import SignedPlan, sign
 from multimix.errors import InputError, Refused
 from multimix.privacy.central import SiteLevel
 from server.admission import Update, admit, check_evaluation
-from server.aggregation import ModuleAverage, order
+from server.aggregation import ModuleAverage, SiteLevelRound, order
 from server.convention import site_figures
 from server.federation import Federation, content
 from server.heads import Heads
+from server.log import log
+from server.private_plan import is_public, learning
 from server.results import RoundResult, SiteRound, SiteState, Teachers
 
 
@@ -69,7 +70,7 @@ class Orders:
             total_steps=config.rounds * config.local_steps,
         )
         dp = self.privacy.get(site)
-        evaluate_on = "validation" if dp is None else "none"
+        evaluate_on = "validation" if dp is None and self.site_level is None else "none"
         signed = self._sign(round_number, weights, kind="train", work=work, evaluate_on=evaluate_on, dp=dp)
         return self._with_head(signed, site)
 
@@ -82,12 +83,6 @@ class Orders:
     def _with_head(self, signed: SignedPlan, site: str) -> SignedPlan:
         """Send the last head that was countersigned along: beside the plan, so that a repeated plan stays the same."""
         return replace(signed, countersigned=self.heads.last(site) if self.heads else None)
-
-    def learning(self, weights: Weights) -> frozenset[str] | None:
-        """Return the arrays that some site's private plan lets learn; None where all may."""
-        if not self.privacy:
-            return None
-        return frozenset(name for dp in self.privacy.values() for name in private_arrays(weights, dp))
 
     def remember_head(self, site: str, report: TrainReport | EvaluateReport, round_number: int) -> None:
         """Countersign the head of the ledger that a reply proves.
@@ -148,10 +143,12 @@ def train_round(
     """Run one training round over `sites` and average what is admitted."""
     started = time.perf_counter()
     signed = {site: orders.train(round_number, weights, site) for site in sites}
-    strategy = ModuleAverage(unlabelled_weight=orders.config.unlabelled_weight, site_level=orders.site_level)
+    strategy = ModuleAverage(
+        unlabelled_weight=orders.config.unlabelled_weight, site_level=_site_level(orders, weights, sites)
+    )
     present = federation.present(sites)
     strategy.plans = {federation.nodes[site]: plan_record(signed[site]) for site in present}
-    strategy.previous, strategy.trained = weights, orders.learning(weights)
+    strategy.previous = weights
     messages = strategy.configure_train(round_number, array_record(weights), ConfigRecord(), federation.grid)
     replies = federation.exchange(list(messages), deadline_s=orders.config.deadline_s)
     waited = time.perf_counter()
@@ -166,7 +163,7 @@ def train_round(
             strategy.admitted[federation.nodes[site]] = update
             admitted.append(reply)
     checked = time.perf_counter()
-    met = len(admitted) >= quorum_of(orders.config, len(sites))
+    met = sum(site.state == "accepted" for site in records.values()) >= quorum_of(orders.config, len(sites))
     if met:
         strategy.aggregate_train(round_number, admitted)
     averaged = strategy.result
@@ -182,6 +179,12 @@ def train_round(
     return RoundOutcome(averaged.weights if averaged else weights, record, met)
 
 
+def _site_level(orders: Orders, weights: Weights, sites: list[str]) -> SiteLevelRound | None:
+    if orders.site_level is None:
+        return None
+    return SiteLevelRound(orders.site_level, tuple(sites), learning(weights, orders.privacy))
+
+
 def admitted_reply(
     federation: Federation,
     orders: Orders,
@@ -192,7 +195,11 @@ def admitted_reply(
     round_number: int,
     sent: Weights,
 ) -> tuple[Update | None, SiteRound]:
-    """Admit one reply, or say why not: absent, refused by the site, or rejected here."""
+    """Admit one reply, or say why not: absent, refused by the site, or rejected here.
+
+    Under site-level privacy the record tells that a site answered and nothing of what: a reply that cannot be used
+    counts as zero, under the name of an accepted one.
+    """
     state: SiteState = "absent"
     try:
         answer = content(reply)
@@ -207,15 +214,28 @@ def admitted_reply(
             sent=sent,
             maximum_update_norm=orders.config.maximum_update_norm,
             dp=orders.privacy.get(site),
+            site_level=orders.site_level is not None,
         )
         orders.remember_head(site, update.report, round_number)
     except Refused as refused:
-        return None, SiteRound(state=state, reason=refused.reason)
+        return None, _left_out(orders, site, state, refused.reason)
     except ValueError:
-        return None, SiteRound(state=state, reason="weights_unreadable")
-    if orders.site_level is not None:  # exact figures of a site are no part of that guarantee
-        return update, SiteRound(state="accepted", steps=update.report.steps)
+        return None, _left_out(orders, site, state, "weights_unreadable")
+    if orders.site_level is not None:
+        return update, _answered(orders)
     return update, _accepted(update, orders.mask_convention)
+
+
+def _left_out(orders: Orders, site: str, state: SiteState, reason: str) -> SiteRound:
+    if orders.site_level is None or state == "absent" or is_public(reason):
+        return SiteRound(state=state, reason=reason)
+    log.warning("  %s counts as zero in this round: %s", site, reason)  # for the coordinator, who sees every update
+    return _answered(orders)
+
+
+def _answered(orders: Orders) -> SiteRound:
+    """Record an answer whose content is protected: the steps are those of the plan."""
+    return SiteRound(state="accepted", steps=orders.config.local_steps)
 
 
 def _accepted(update: Update, mask_convention: str | None) -> SiteRound:

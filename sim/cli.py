@@ -58,6 +58,7 @@ Masks = Annotated[str | None, typer.Option(help="Masks a site may use, written l
 Seed = Annotated[int, typer.Option(min=0, help="Of splits, weights, views and samples.")]
 CompareLocal = Annotated[bool, typer.Option(help="Also train every site alone, for as many steps.")]
 Resume = Annotated[bool, typer.Option(help="Continue the run in --out after its last finished round.")]
+Accept = Annotated[bool, typer.Option("--accept", help="Start though the site-level privacy claim is hollow.")]
 
 
 @app.command()
@@ -72,6 +73,7 @@ def run(
     seed: Seed = 0,
     compare_local: CompareLocal = False,
     resume: Resume = False,
+    accept: Accept = False,
     config: Config = None,
     workers: Workers = min(2, os.cpu_count() or 1),
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON, progress to stderr.")] = False,
@@ -82,7 +84,9 @@ def run(
     cannot be used (a paragraph says why), 130 interrupted (run again with --resume).
     """
     with _explained():
-        values = _values(data, out, hold_out, rounds, local_steps, labels, masks, seed, compare_local, resume, config)
+        values = _values(
+            data, out, hold_out, rounds, local_steps, labels, masks, seed, compare_local, resume, config, accept=accept
+        )
         run_config = read_run_config(values)
         show_progress(to_stderr=as_json)
         _decode(run_config)
@@ -104,6 +108,7 @@ def flower(
     seed: Seed = 0,
     compare_local: CompareLocal = False,
     resume: Resume = False,
+    accept: Accept = False,
     config: Config = None,
 ) -> None:
     """Do the same by `flwr run .`: Flower's simulation engine, one Ray actor a processor, a SuperLink of its own.
@@ -111,7 +116,9 @@ def flower(
     Exit codes as for run; 1 when the run inside Flower stopped early (its log says why).
     """
     with _explained():
-        values = _values(data, out, hold_out, rounds, local_steps, labels, masks, seed, compare_local, resume, config)
+        values = _values(
+            data, out, hold_out, rounds, local_steps, labels, masks, seed, compare_local, resume, config, accept=accept
+        )
         values["out"] = str(Path(out or new_run_folder()).absolute())
         values["cache"] = str(Path(str(values.get("cache", RunConfig().cache))).absolute())
         run_config = read_run_config(values)
@@ -265,13 +272,15 @@ def _values(
     compare_local: bool,
     resume: bool,
     config: list[str] | None,
+    *,
+    accept: bool = False,
 ) -> dict[str, Scalar]:
     """Gather the run configuration: defaults for real data, then options, then -c."""
     values: dict[str, Scalar] = {**REAL_DATA_DEFAULTS, "data": str(data.absolute())} if data else {}
     given = {"rounds": rounds, "local-steps": local_steps, "labels": labels, "masks": masks}
     values.update({key: value for key, value in given.items() if value is not None})
     values.update({"hold-out": hold_out, "seed": seed, "compare-local": compare_local, "resume": resume, "out": out})
-    return values | _assignments(config or [])
+    return values | _assignments(config or []) | ({"dp-accept": True} if accept else {})
 
 
 def _decode(config: RunConfig) -> tuple[Hospital, ...]:

@@ -107,19 +107,24 @@ def _prv_accountant() -> Any:
             rows = tuple(self.history)
             spacing = _prv_spacing(rows, delta_error, eps_error)
             half = int(next_fast_len(math.ceil(_prv_radius(rows, delta_error) / spacing) + 1, real=True))
-            domain = opacus.Domain(-(half - 1) * spacing, half * spacing, 2 * half)
             spectrum: Any = 1.0
             shift = 0.0
             for noise_multiplier, rate, count in rows:
-                loss = opacus.PoissonSubsampledGaussianPRV(rate, noise_multiplier)
-                step = opacus.discretize(
-                    opacus.TruncatedPrivacyRandomVariable(loss, domain.t_min, domain.t_max), domain
-                )
-                spectrum *= rfft(step.pmf) ** count
+                reach = _prv_radius_alone(noise_multiplier, rate, delta_error / _total(rows))
+                part = min(half, math.ceil(reach / spacing) + 1)
+                step = discretized(opacus.PoissonSubsampledGaussianPRV(rate, noise_multiplier), spacing, part)
+                spectrum *= rfft(np.pad(step.pmf, half - part)) ** count
                 shift += count * step.domain.shifts
             # Entry half - 1 is loss 0: the sum of n entries is (n - 1) (half - 1) too far, on a circle of 2 half.
             composed = np.roll(irfft(spectrum), -(_total(rows) - 1) * (half - 1) % (2 * half))
-            return opacus.DiscretePRV(pmf=composed, domain=domain.shift_right(shift))
+            return opacus.DiscretePRV(pmf=composed, domain=mesh(spacing, half).shift_right(shift))
+
+    def discretized(loss: Any, spacing: float, half: int) -> Any:
+        domain = mesh(spacing, half)
+        return opacus.discretize(opacus.TruncatedPrivacyRandomVariable(loss, domain.t_min, domain.t_max), domain)
+
+    def mesh(spacing: float, half: int) -> Any:
+        return opacus.Domain(-(half - 1) * spacing, half * spacing, 2 * half)
 
     return FastPRVAccountant
 
@@ -137,8 +142,12 @@ def _prv_spacing(rows: Rows, delta_error: float, error: float) -> float:
 
 def _prv_radius(rows: Rows, delta_error: float) -> float:
     """Return how far the mesh has to reach (the same, remark 5.6): a rougher bound only makes it reach farther."""
-    alone = max(renyi_epsilon(((noise, rate, 1),), delta_error / (8 * _total(rows))) for noise, rate, _ in rows)
-    return max(renyi_epsilon(rows, delta_error / 4), alone) + 3
+    alone = (_prv_radius_alone(noise, rate, delta_error / _total(rows)) for noise, rate, _ in rows)
+    return max(renyi_epsilon(rows, delta_error / 4) + 3, *alone)
+
+
+def _prv_radius_alone(noise_multiplier: float, rate: float, delta_error: float) -> float:
+    return renyi_epsilon(((noise_multiplier, rate, 1),), delta_error / 8) + 3
 
 
 def _total(rows: Rows) -> int:

@@ -21,7 +21,7 @@ from multimix.data.sampling import Pools
 from multimix.errors import Refused
 from multimix.network import MultiMixNetwork
 from multimix.objective import Batch
-from multimix.privacy.dp_sgd import PrivateStep, check_independence, noised, step_sum
+from multimix.privacy.dp_sgd import Named, PrivateStep, check_independence, noised, step_sum
 from multimix.privacy.noise import SecretStream
 from multimix.training import add_proximal_gradient, average_into, learning_rate, unlabelled_ramp
 from multimix.weights import export
@@ -93,45 +93,60 @@ def train_privately(
         Refused: `network_mixes_patients`; `nothing_taught` if no parameter learns.
     """
     data = replace(data, pools=taught_pools(data.pools, dp.modules))
-    learning = private_arrays(export(network), dp)
+    learning = tuple(sorted(private_arrays(export(network), dp)))
     if not learning:
         raise Refused("nothing_taught")
-    teacher = network if method.objective.teacher == "student" else copy.deepcopy(network)
-    plain = PrivateStep(network, teacher, method.objective, tuple(sorted(learning)))
+    objective, optimiser_config = method.objective, method.optimiser
+    teacher = network if objective.teacher == "student" else copy.deepcopy(network)
+    plain = PrivateStep(network, teacher, objective, learning)
     check_independence(plain, image_size=method.network.image_size)
-    named = dict(network.named_parameters())
-    parameters = [named[name] for name in plain.trainable]
+    parameters = [network.get_parameter(name) for name in learning]
     anchors = [parameter.detach().clone() for parameter in parameters]
-    optimiser = torch.optim.AdamW(parameters, weight_decay=method.optimiser.weight_decay)
-    population, stream = Population.of(data), SecretStream(secret)
+    optimiser = torch.optim.AdamW(parameters, weight_decay=optimiser_config.weight_decay)
+    draws = _Draws(data, method, dp, Population.of(data), SecretStream(secret))
     for index in range(work.steps):
         step = work.first_step + index
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(method.optimiser, step, work.total_steps)
-        drawn = population.sample(stream, index, rate=dp.sampling_rate, images_per_patient=dp.images_per_patient)
-        chunks = _chunks(data, drawn, method, seed=stream.text_seed(), step=step, device=parameters[0].device)
-        now = replace(plain, ramp=unlabelled_ramp(method.objective, step, work.total_steps))
-        gradient = noised(
-            step_sum(now, chunks, dp.clip_norm),
-            _normals(stream, index),
-            noise_multiplier=dp.noise_multiplier,
-            clip_norm=dp.clip_norm,
-            divisor=dp.sampling_rate * dp.declared_patients,
-        )
-        for name in plain.trainable:
-            named[name].grad = gradient[name].to(named[name].dtype)
+            group["lr"] = learning_rate(optimiser_config, step, work.total_steps)
+        now = replace(plain, ramp=unlabelled_ramp(objective, step, work.total_steps))
+        gradient = draws.gradient(now, index, step)
+        for name, parameter in zip(learning, parameters, strict=True):
+            parameter.grad = gradient[name].to(parameter.dtype)
         if work.proximal_mu:
             add_proximal_gradient(parameters, anchors, work.proximal_mu)
         optimiser.step()
-        if method.objective.teacher == "ema":
-            average_into(teacher, network, method.objective.ema_decay)
+        if objective.teacher == "ema":
+            average_into(teacher, network, objective.ema_decay)
         if progress:
             progress(index + 1)
     return private_arrays(export(network), dp)
 
 
-def _normals(stream: SecretStream, index: int) -> Callable[[int], Tensor]:
-    return lambda count: torch.from_numpy(stream.normals("noise", index, count))
+@dataclass(frozen=True)
+class _Draws:
+    """All that a reservation's secret decides: who is in a step, how they are seen, and the noise."""
+
+    data: TrainingData
+    method: MethodConfig
+    dp: PatientPrivacy
+    population: Population
+    stream: SecretStream
+
+    def gradient(self, step: PrivateStep, index: int, number: int) -> Named:
+        """Return the noised gradient of the reservation's step `index`, the run's step `number`."""
+        dp = self.dp
+        device = next(step.student.parameters()).device
+        rate, images = dp.sampling_rate, dp.images_per_patient
+        drawn = self.population.sample(self.stream, index, rate=rate, images_per_patient=images)
+        seed = self.stream.text_seed()
+        chunks = _chunks(self.data, drawn, self.method, seed=seed, step=number, device=device)
+        return noised(
+            step_sum(step, chunks, dp.clip_norm),
+            lambda count: torch.from_numpy(self.stream.normals("noise", index, count)),
+            noise_multiplier=dp.noise_multiplier,
+            clip_norm=dp.clip_norm,
+            divisor=dp.sampling_rate * dp.declared_patients,
+        )
 
 
 def _chunks(

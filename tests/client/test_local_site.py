@@ -392,9 +392,15 @@ def test_pictures_are_as_many_as_both_plan_and_policy_allow(hospitals, asked, al
     assert all(picture.png.startswith(b"\x89PNG\r\n") for picture in pictures)
 
 
-def test_a_real_hospitals_policy_shows_no_picture_however_many_are_asked(hospitals):
-    answer = site_of(hospitals["both"], SitePolicy()).evaluate(order("evaluate", pictures=64), WEIGHTS)
-    assert answer.pictures == ()
+def test_a_hospital_that_releases_figures_shows_no_picture_however_many_are_asked(hospitals):
+    policy = SitePolicy(release_evaluation=True)
+    assert site_of(hospitals["both"], policy).evaluate(order("evaluate", pictures=64), WEIGHTS).pictures == ()
+
+
+def test_a_fresh_hospital_releases_no_figures(hospitals):
+    site = site_of(hospitals["both"], SitePolicy(allow_non_private=True))
+    assert refusal(site.evaluate, order("evaluate"), WEIGHTS).reason == "evaluation_not_released"
+    assert site.train(order(evaluate_on="test"), WEIGHTS).report.evaluation is None
 
 
 def test_nothing_that_leaves_names_a_patient_or_path(hospitals, data, cache):

@@ -1,7 +1,7 @@
 """The hospital's policy: each bound refuses with its own reason, before a pixel is read."""
 
 import pytest
-from tiny_hospitals import KEY, OPEN, WEIGHTS, order, plan
+from tiny_hospitals import DP, KEY, OPEN, PRIVATE, WEIGHTS, order, plan
 
 from client.policy import SitePolicy, check
 from client.site import LocalSite
@@ -35,6 +35,7 @@ def working(**fields: int) -> LocalWork:
     ("policy", "asked", "reason"),
     [
         (SitePolicy(), plan(), "dp_required"),
+        (SitePolicy(), plan("evaluate"), "evaluation_not_released"),
         (OPEN.model_copy(update={"allowed_jobs": ("other",)}), plan(), "job_not_approved"),
         (OPEN.model_copy(update={"allowed_jobs": ()}), plan("evaluate"), "job_not_approved"),
         (OPEN.model_copy(update={"maximum_steps": 4}), plan(work=working()), "too_many_steps"),
@@ -60,12 +61,15 @@ def test_each_bound_refuses_with_its_reason_before_a_pixel_is_read(policy, asked
         (OPEN.model_copy(update={"allowed_jobs": ("other", "job")}), plan()),
         (OPEN.model_copy(update={"maximum_steps": 5, "maximum_images_per_group": 4}), plan(work=working())),
         (OPEN, plan(work=working(first_step=5, total_steps=10))),
-        (SitePolicy(), plan("evaluate")),
+        (SitePolicy(release_evaluation=True), plan("evaluate")),
+        (SitePolicy(), plan(dp=DP.model_copy(update={"declared_patients": 20, "sampling_rate": 0.5}))),
+        (PRIVATE, plan(dp=DP, round=50)),
         (OPEN.model_copy(update={"release_evaluation": False}), plan(evaluate_on="validation")),
         (OPEN.model_copy(update={"pictures": 0}), plan("evaluate", pictures=64)),
     ],
     ids=[
-        *("open", "approved job", "exactly at the bounds", "last steps", "fresh policy evaluates"),
+        *("open", "approved job", "exactly at the bounds", "last steps", "figures released"),
+        *("private, 10 of 20 patients a step", "private, last round"),
         *("an extra evaluation is left out, not refused", "pictures are left out, not refused"),
     ],
 )
@@ -78,8 +82,9 @@ def test_a_refusal_of_a_bound_names_what_was_asked_and_what_is_allowed():
     assert refused.detail == "asked 5, allowed 4"
 
 
-def test_a_fresh_policy_releases_no_picture_and_hides_small_groups():
-    assert (SitePolicy().pictures, SitePolicy().minimum_cohort) == (0, 10)
+def test_a_fresh_policy_releases_no_picture_and_no_figures_and_hides_small_groups():
+    fresh = SitePolicy()
+    assert (fresh.pictures, fresh.release_evaluation, fresh.minimum_cohort) == (0, False, 10)
 
 
 def test_a_forged_order_is_refused_before_policy_is_asked_and_a_pixel_read():

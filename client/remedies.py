@@ -1,0 +1,86 @@
+"""What a person does about a refusal of the ledger, the officer's key or the accountants.
+
+A refusal carries a reason code and numbers only; here the code gets its words. docs/privacy.md says more.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Final
+
+from multimix.errors import Refused, SiteError
+
+_RESTORE: Final = "Restore the newest whole backup of the ledger's folder, and tell the coordinator what happened."
+_REPORT: Final = "Nothing was changed. Please report this line."
+_ASK: Final = "Tell the coordinator: the order cannot be what was agreed."
+
+REMEDIES: Final = MappingProxyType(
+    {
+        "ledger_missing": "There is no ledger for this population. If these patients never trained, begin one: "
+        "multimix-site ledger begin. If they did, restore its backup: a new ledger would forget what was spent.",
+        "ledger_busy": "The ledger is in use: the site agent is training, or another command writes. Try later.",
+        "ledger_damaged": f"The ledger was changed after it was written, or its disk is failing. {_RESTORE}",
+        "ledger_truncated": "Entries are missing that the coordinator has seen: the ledger was cut, or an old backup "
+        f"stands in its place. {_RESTORE}",
+        "ledger_of_another_site": "This ledger belongs to another site or population. Check name, population.name and "
+        "population.ledger in site.toml; after a wrong restore, restore this site's own ledger.",
+        "ledger_key_unusable": "ledger.key is missing, damaged or readable by others. Set its mode to 0600, or restore "
+        "it from the backup of the ledger's folder.",
+        "ledger_unreadable": "The ledger cannot be read. Check the folder's owner and mode (0700), and the disk.",
+        "ledger_unwritable": "The ledger cannot be written. Check the folder's owner and mode (0700), and the disk.",
+        "ledger_disk_full": "The disk of the ledger is full. Nothing was entered. Free space, and run it again.",
+        "ledger_clock_back": "The machine's clock is behind the ledger's last entry. Set the clock right; if the last "
+        "entry itself is from the future, wait until then.",
+        "ledger_entry_invalid": "The entry holds something that a ledger does not take. Shorten or correct the text.",
+        "ledger_not_open": _REPORT,
+        "ledger_extension_too_long": "The coordinator has not seen this ledger for very many entries. Ask the "
+        "coordinator, who has to take it in by hand.",
+        "countersignature_invalid": "countersigned.json is damaged, or is not by the coordinator of site.toml. Check "
+        "server.coordinator_key, and ask the coordinator for the newest countersignature.",
+        "officer_unknown": "This is not the key of the officer whom site.toml names (population.officer_key). Take the "
+        "right key file, or have the hospital enter this officer's public key.",
+        "population_exposed": "These patients trained without privacy. Further private training needs the officer: "
+        "multimix-site officer allow private-after-non-private.",
+        "non_private_not_signed": "Training without privacy needs the officer: multimix-site officer allow "
+        "non-private.",
+        "secret_missing": "A reservation's secret is gone: that round cannot be answered any more. Its budget stays "
+        "spent; the next round goes on.",
+        "secret_damaged": "A reservation's secret is damaged: that round cannot be answered any more. Its budget stays "
+        "spent; check the disk.",
+        "secret_reused": _REPORT,
+        "reservation_unknown": _REPORT,
+        "answered_already": "This order was answered already; its stored answer is the only one.",
+        "reply_missing": "The stored answer of a round is gone. Its budget stays spent; check the disk.",
+        "reply_purged": "The stored answer was purged by the officer. It cannot be sent again.",
+        "reply_damaged": "The stored answer of a round is damaged. Its budget stays spent; check the disk.",
+        "plan_incomplete": _ASK,
+        "plan_replayed": _ASK,
+        "plan_changed": _ASK,
+        "dp_budget_run": "The run has no budget left for this. multimix-site budget shows what was spent.",
+        "dp_budget_lifetime": "These patients have no budget left. multimix-site budget shows what was spent.",
+        "dp_parameters": "A number is outside the range in which privacy can be priced: noise multiplier 0.1 to 1e5, "
+        "sampling rate 1e-5 to 1, 2 million steps in all, delta 1e-10 to 1.",
+        "epsilon_too_large": "What was spent is above epsilon 100, which protects nobody and is not priced.",
+        "accountants_disagree": "The two accountants disagree, so neither is believed. Check that opacus and "
+        "dp-accounting are the versions that multimix-site check expects, and report the numbers.",
+        "epsilon_unreachable": "No noise is enough for this epsilon on top of what is spent. Ask for fewer steps.",
+    }
+)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn a refusal that has a remedy into a `SiteError` of the same reason that says what to do."""
+    try:
+        yield
+    except Refused as refusal:
+        remedy = remedy_of(refusal)
+        if not remedy:
+            raise
+        raise SiteError(refusal.reason, remedy) from None
+
+
+def remedy_of(refusal: Refused) -> str:
+    """Return what to do, with the refusal's numbers; "" for a reason that is not of ledger, officer or accountants."""
+    remedy = REMEDIES.get(refusal.reason, "")
+    return f"{remedy} ({refusal.detail})" if remedy and refusal.detail else remedy
