@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from client import privacy_cli
 from client.console import discreet, err, figures, out
 from client.intake import cli as intake_cli
 from client.intake.cli import HERE, JsonOption, SiteOption
+from client.officer_cli import officer
 from client.settings import new_site, open_site
 
 app = typer.Typer(
@@ -37,6 +39,10 @@ app.command()(intake_cli.intake)
 app.command()(intake_cli.receive)
 app.add_typer(intake_cli.review, name="review")
 app.command()(intake_cli.purge)
+app.add_typer(privacy_cli.ledger, name="ledger")
+app.command()(privacy_cli.budget)
+app.command()(privacy_cli.statement)
+app.add_typer(officer, name="officer")
 
 
 @app.command()
@@ -69,6 +75,8 @@ def card(
 ) -> None:
     """Print exactly what a federation would be told about this site, as JSON. Nothing is sent.
 
+    Where a population is declared and policy.allow_non_private is false, it is declared numbers: no image is counted.
+
     Exit codes: 0 printed, 2 the policy forbids a card (fewer patients than minimum_cohort) or no usable store.
     """
     from client.hospital import card_of  # noqa: PLC0415  (imports torch)
@@ -81,7 +89,7 @@ def card(
 
 @app.command()
 def check(site: SiteOption = HERE, as_json: JsonOption = False) -> None:
-    """Check everything before the first round: machine, packages, files, images, labels, network.
+    """Check everything before the first round: machine, packages, files, images, labels, privacy, network.
 
     Exit codes: 0 all PASS, 1 some WARN, 3 some FAIL, 2 no site here.
     """

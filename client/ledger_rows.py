@@ -1,5 +1,6 @@
 """Entries of a ledger as rows of a table, for a person at a terminal."""
 
+from datetime import UTC
 from typing import Final
 
 from multimix.privacy.entries import (
@@ -13,9 +14,9 @@ from multimix.privacy.entries import (
     Reservation,
     Tuning,
 )
-from multimix.privacy.statement_sections import moment, upwards
+from multimix.privacy.statement_sections import upwards
 
-HEADER: Final = ("entry", "time", "kind", "run", "round", "epsilon after", "what")
+HEADER: Final = ("entry", "time, UTC", "kind", "run", "round", "epsilon after", "what")
 
 
 def row_of(entry: Entry) -> tuple[str, ...]:
@@ -23,7 +24,15 @@ def row_of(entry: Entry) -> tuple[str, ...]:
     body = entry.body
     job, number = _order(entry)
     kind = body.kind.replace("_", " ")
-    return str(entry.sequence), moment(entry.time), kind, job, number, _epsilon(entry), _printable(_what(entry))
+    return (
+        str(entry.sequence),
+        f"{entry.time.astimezone(UTC):%Y-%m-%d %H:%M}",
+        kind,
+        job,
+        number,
+        _epsilon(entry),
+        _printable(_what(entry)),
+    )
 
 
 def _order(entry: Entry) -> tuple[str, str]:
@@ -47,22 +56,23 @@ def _epsilon(entry: Entry) -> str:
 def _what(entry: Entry) -> str:
     match entry.body:
         case Genesis() as body:
-            return f"population {body.population} of {body.site}"
+            text = f"population {body.population} of {body.site}"
         case Reservation() as body:
             known = ", known noise: a simulation" if body.seeded else ""
-            return f"{body.steps} steps of noise {body.dp.noise_multiplier:g} at rate {body.dp.sampling_rate:g}{known}"
+            text = f"{body.steps} steps, noise {body.dp.noise_multiplier:g}, rate {body.dp.sampling_rate:g}{known}"
         case Commit() as body:
-            return f"answer to entry {body.reservation}"
+            text = f"answer to entry {body.reservation}"
         case NonPrivate() as body:
-            return f"{body.steps} steps without privacy"
+            text = f"{body.steps} steps without privacy"
         case Evaluation() as body:
-            return f"exact figures of {body.split} patients left"
+            text = f"exact figures of {body.split} patients left"
         case Refusal() as body:
-            return body.reason
+            text = body.reason
         case Officer() as body:
-            return f"{body.action.replace('_', ' ')}: {body.text}"
+            text = f"{body.action.replace('_', ' ')}: {body.text}"
         case Tuning() as body:
-            return f"{body.runs} runs on {'these patients' if body.private else 'other data'}: {body.text}"
+            text = f"{body.runs} runs on {'these patients' if body.private else 'other data'}: {body.text}"
+    return text
 
 
 def _printable(text: str) -> str:

@@ -2,7 +2,6 @@
 
 import os
 import stat
-from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -13,9 +12,10 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
-from client.console import EXIT_INTERRUPTED, discreet, err, figures
+from client.console import EXIT_INTERRUPTED, discreet, err
 from client.intake.cli import HERE, JsonOption, SiteOption
 from client.privacy_cli import TextOption, checked_text, show_entered, writing
+from client.privacy_report import ledger_of
 from client.remedies import explained
 from client.settings import SiteFolder, open_site
 from multimix.contract.signing import public_text
@@ -59,15 +59,13 @@ _WARNINGS: Final = {
 }
 _PURGE_WARNING: Final = (
     "WARNING: without its secret the noise of a round can no longer be audited, and without its stored answer that "
-    "round cannot be answered again. What was spent stays spent."
+    "round cannot be answered again. What was spent stays spent. Backups of the ledger's folder still hold them."
 )
 
 
 @officer.command()
-def key(
-    *, file: Annotated[Path, typer.Option("--out", help="New file for the private key (mode 0600).")]
-) -> None:
-    """Make the officer's key pair; print the line for [population] of site.toml.
+def key(*, file: Annotated[Path, typer.Option("--out", help="New file for the private key (mode 0600).")]) -> None:
+    """Make the officer's key pair; print the line that names it in site.toml.
 
     Keep the private key away from this site's machine and engineers, on a medium of the officer's own, and back it up.
 
@@ -78,10 +76,11 @@ def key(
         _write_new(file, made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         typer.echo(f'officer_key = "{public_text(made)}"')
         err.print(
-            "The line above belongs into [population] of site.toml. Whoever has the private key decides for the "
+            "The line above belongs in [population] of site.toml. Whoever has the private key decides for the "
             "officer: keep it on a medium of the officer's own.",
             soft_wrap=True,
             highlight=False,
+            markup=False,
         )
 
 
@@ -100,25 +99,27 @@ def allow(
     Exit codes: 0 entered, 2 it could not be, 130 not confirmed.
     """
     with discreet(), explained():
-        folder, signer, words = open_site(site), _key_of(site, key_file), checked_text(text)
+        folder = open_site(site)
+        signer, words = _key_of(folder, key_file), checked_text(text)
+        if what is Permission.PRIVATE_AFTER_NON_PRIVATE and not non_private(ledger_of(folder).entries):
+            raise SiteError("nothing_to_allow", "These patients never trained without privacy: nothing to sign.")
         _confirmed(_WARNINGS[what], yes=yes)
         with writing(folder) as opened:
-            if what is Permission.PRIVATE_AFTER_NON_PRIVATE and not non_private(opened.entries):
-                raise SiteError("nothing_to_allow", "These patients never trained without privacy: nothing to sign.")
-            _enter(folder, opened, _ACTIONS[what], words, signer, as_json=as_json)
+            _enter(folder, opened, _ACTIONS[what], words, signer)
+            show_entered(opened, as_json=as_json)
         if what is Permission.NON_PRIVATE and not folder.settings.policy.allow_non_private:
             err.print("site.toml still says policy.allow_non_private = false: both are needed.", highlight=False)
 
 
 @officer.command()
-def note(
-    *, key_file: KeyOption, text: TextOption, site: SiteOption = HERE, as_json: JsonOption = False
-) -> None:
+def note(*, key_file: KeyOption, text: TextOption, site: SiteOption = HERE, as_json: JsonOption = False) -> None:
     """Enter a note: an approval, an incident, a review. Exit codes: 0 entered, 2 it could not be."""
     with discreet(), explained():
-        folder, signer, words = open_site(site), _key_of(site, key_file), checked_text(text)
+        folder = open_site(site)
+        signer, words = _key_of(folder, key_file), checked_text(text)
         with writing(folder) as opened:
-            _enter(folder, opened, "note", words, signer, as_json=as_json)
+            _enter(folder, opened, "note", words, signer)
+            show_entered(opened, as_json=as_json)
 
 
 @officer.command()
@@ -139,18 +140,78 @@ def purge_secrets(
     Exit codes: 0 removed, 2 it could not be done, 130 not confirmed.
     """
     with discreet(), explained():
-        folder, signer = open_site(site), _key_of(site, key_file)
+        folder = open_site(site)
+        signer = _key_of(folder, key_file)
         day = None if before is None else before.replace(tzinfo=UTC)
         _confirmed(_PURGE_WARNING, yes=yes)
         with writing(folder) as opened:
             words = "of all answered rounds" if day is None else f"of answered rounds before {day:%Y-%m-%d}"
-            _enter(folder, opened, "secrets_purged", words, signer, as_json=False)
+            _enter(folder, opened, "secrets_purged", words, signer)
             removed = Reservations(folder.ledger).purge(opened, day)
-        typer.echo(json.dumps({"rounds_purged": removed})) if as_json else figures({"rounds_purged": removed})
+            show_entered(opened, as_json=as_json, rounds_purged=removed)
 
 
-def _enter(
-    folder: SiteFolder, opened: Ledger, action: OfficerAction, words: str, signer: Ed25519PrivateKey, *, as_json: bool
-) -> None:
-    entry = decide(opened, action, words, signer, officer_key=folder.population.officer_key)
-    show_entered(entry.sequence, opened, as_json=as_json)
+def _enter(folder: SiteFolder, opened: Ledger, action: OfficerAction, words: str, signer: Ed25519PrivateKey) -> None:
+    decide(opened, action, words, signer, officer_key=folder.population.officer_key)
+
+
+def _confirmed(warning: str, *, yes: bool) -> None:
+    err.print(warning, style="bold yellow", markup=False, highlight=False, soft_wrap=True)
+    try:
+        sure = yes or typer.confirm("Enter this decision, for good?", err=True)
+    except typer.Abort:  # nobody to ask
+        sure = False
+    if not sure:
+        raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def _key_of(folder: SiteFolder, file: Path) -> Ed25519PrivateKey:
+    """Read the officer's private key, before anything is asked.
+
+    Raises:
+        SiteError: `officer_missing` where the site names none, `officer_key_unusable`, `officer_key_not_private`.
+        Refused: `officer_unknown`.
+    """
+    named = folder.population.officer_key
+    if named is None:
+        raise SiteError(
+            "officer_missing",
+            "site.toml names no officer. Make a key (multimix-site officer key --out FILE) and have the hospital enter "
+            "its public half as officer_key in [population].",
+        )
+    signer = _read_key(file)
+    if public_text(signer) != named:
+        raise Refused("officer_unknown")
+    return signer
+
+
+def _read_key(file: Path) -> Ed25519PrivateKey:
+    try:
+        with file.open("rb") as opened:
+            mode = stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
+            signer = load_pem_private_key(opened.read(), password=None)
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm):
+        raise SiteError("officer_key_unusable", "--key is no private key of `multimix-site officer key`.") from None
+    if not isinstance(signer, Ed25519PrivateKey):
+        raise SiteError("officer_key_unusable", "--key is not an Ed25519 private key.")
+    if mode & 0o077:
+        raise SiteError(
+            "officer_key_not_private",
+            f"Others may read the officer's key (mode {mode:04o}). Make a new one, unless nobody else could get at it: "
+            "then set its mode to 0600.",
+        )
+    return signer
+
+
+def _write_new(file: Path, data: bytes) -> None:
+    """Write a file that was not there, for this user only."""
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as opened:
+            opened.write(data)
+            opened.flush()
+            os.fsync(descriptor)
+    except FileExistsError:
+        raise SiteError("officer_key_exists", "A file is there already; no key is overwritten. Give another.") from None
+    except OSError:
+        raise SiteError("officer_key_unwritable", "The key cannot be written there. Give another --out.") from None

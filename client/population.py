@@ -18,7 +18,7 @@ Epsilon = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
 
 
 class PopulationSettings(Frozen):
-    """One patient population, its budget and its ledger; sites that share patients name the same ledger."""
+    """One patient population, its budget and its ledger."""
 
     name: Name = "patients"
     declared_patients: Annotated[int, Field(ge=2, le=100_000_000)]

@@ -1,7 +1,7 @@
 """`multimix-site ledger`, `budget` and `statement`: what was spent of the patients' privacy, and what is left."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -57,13 +57,14 @@ def begin(*, site: SiteOption = HERE, as_json: JsonOption = False) -> None:
         if as_json:
             typer.echo(json.dumps(facts))
             return
-        figures(facts)
+        _print_facts(facts)
         err.print(
             "The ledger is begun: it says that nothing was ever spent of these patients. If they trained before, "
             "restore the ledger of that time instead.\nBack its folder up after each round, key and all, and never "
             "put an old backup in the place of a newer ledger: the coordinator would see it, and refuse.",
             soft_wrap=True,
             highlight=False,
+            markup=False,
         )
 
 
@@ -103,7 +104,7 @@ def verify(*, site: SiteOption = HERE, as_json: JsonOption = False) -> None:
             if refusal.reason not in DAMAGE:
                 raise
             facts = {"whole": False, "reason": refusal.reason, "remedy": remedy_of(refusal)}
-        typer.echo(json.dumps(facts)) if as_json else figures({k: _shown(value) for k, value in facts.items()})
+        typer.echo(json.dumps(facts)) if as_json else _print_facts(facts)
         if not facts["whole"]:
             raise typer.Exit(EXIT_DAMAGED)
 
@@ -126,8 +127,8 @@ def tuning(
     with discreet(), explained():
         body = Tuning(runs=runs, private=on_these_patients, text=checked_text(text))
         with writing(open_site(site)) as opened:
-            entry = opened.append(body)
-            show_entered(entry.sequence, opened, as_json=as_json)
+            opened.append(body)
+            show_entered(opened, as_json=as_json)
 
 
 def budget(
@@ -154,7 +155,8 @@ def budget(
         opened = ledger_of(folder)
         spent = statement_of(folder, opened, job_id=None, forecast_rounds=None)
         kind = _kind(last_kind(opened.entries), noise, rate, steps)
-        ahead = None if kind is None else forecast(opened.entries, folder.population, kind)
+        with err.status("pricing rounds to come"):
+            ahead = None if kind is None else forecast(opened.entries, folder.population, kind)
         if as_json:
             typer.echo(json.dumps(_budget_document(spent, ahead), indent=1))
             return
@@ -212,10 +214,10 @@ def checked_text(text: str) -> str:
     return words
 
 
-def show_entered(sequence: int, opened: Ledger, *, as_json: bool) -> None:
-    """Print where an entry stands and the head after it."""
-    facts: dict[str, str | int] = {"entry": sequence, "head": opened.head.sha256}
-    typer.echo(json.dumps(facts)) if as_json else figures(facts)
+def show_entered(opened: Ledger, *, as_json: bool, **more: int) -> None:
+    """Print where the newest entry stands, the head after it, and whatever else came of it."""
+    facts = {"entry": opened.head.length - 1, "head": opened.head.sha256, **more}
+    typer.echo(json.dumps(facts)) if as_json else _print_facts(facts)
 
 
 def _verified(site: SiteFolder) -> dict[str, object]:
@@ -225,9 +227,7 @@ def _verified(site: SiteFolder) -> dict[str, object]:
     if given is not None and coordinator is not None and not given.by(public_key(coordinator)):
         raise Refused("countersignature_invalid")
     decisions = [entry for entry in opened.entries if isinstance(entry.body, Officer)]
-    signed = [
-        signed_by_officer(entry, opened.site, opened.population, population.officer_key) for entry in decisions
-    ]
+    signed = [signed_by_officer(entry, opened.site, opened.population, population.officer_key) for entry in decisions]
     checked = "with the coordinator's key" if coordinator else "not: site.toml has no server.coordinator_key"
     return {
         "whole": True,
@@ -238,12 +238,16 @@ def _verified(site: SiteFolder) -> dict[str, object]:
         "countersigned_head": given.head.sha256 if given else "never",
         "countersignature_checked": checked if given else "none to check",
         "officer_decisions": len(decisions),
-        "officer_decisions_not_by_the_officer_of_site_toml": len(decisions) - sum(signed),
+        "decisions_by_another_key": len(decisions) - sum(signed),
     }
 
 
-def _shown(value: object) -> str | int:
-    return value if isinstance(value, str | int) and not isinstance(value, bool) else "yes" if value else "no"
+def _print_facts(facts: Mapping[str, object]) -> None:
+    """Print one a line, never cut: keys and heads are copied from here."""
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        shown = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+        out.print(f"{name:{width}}  {shown}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _kind(last: RoundKind | None, noise: float | None, rate: float | None, steps: int | None) -> RoundKind | None:
@@ -303,6 +307,7 @@ def _show_notices(made: Statement) -> None:
 
 def _write_pages(folder: Path, pages: dict[str, str]) -> None:
     try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name, text in pages.items():
             write_atomically(folder / name, text.encode())
     except OSError:

@@ -1,6 +1,7 @@
 """An older round, or another plan for the same round, is refused; the very same plan is answered alike again.
 
-Remembered by the process: a site that restarts forgets. The ledger of the patient-privacy core remembers for good.
+Remembered by the process: a site that restarts forgets. Where there is a ledger, it remembers training for good
+(`client.books.check_order`), and this only evaluations.
 """
 
 from multimix.contract.messages import RoundPlan

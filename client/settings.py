@@ -32,10 +32,8 @@ from multimix.errors import SiteError
 from multimix.files import write_atomically
 
 FILE: Final = "site.toml"
-_FEWEST_PATIENTS: Final = 2  # a smaller population has no delta below one
 _MOST_CONVENTIONS: Final = 16  # of masks on a site card
-_MOST_EPSILON: Final = 100.0  # both as in multimix.privacy.accountant
-_LOWEST_DELTA: Final = 1e-10
+_LOWEST_DELTA: Final = 1e-10  # that the accountants price
 
 
 class IntakeSettings(Frozen):
@@ -84,14 +82,10 @@ class SiteSettings(Frozen):
         if population is None:
             return None
         declared, labels = population.declared_patients, population.declared_labels
-        if declared < _FEWEST_PATIENTS:
-            raise ValueError("declared_patients is 2 at least")
         if max(labels.normal, labels.pneumonia, *population.declared_masks.values()) > declared:
             raise ValueError("no label or mask can be declared for more patients than declared_patients")
         if len(population.declared_masks) > _MOST_CONVENTIONS:
             raise ValueError(f"at most {_MOST_CONVENTIONS} conventions of masks can be declared")
-        if max(population.epsilon_per_run, population.epsilon_lifetime) > _MOST_EPSILON:
-            raise ValueError(f"an epsilon above {_MOST_EPSILON:g} protects nobody and cannot be priced")
         if not _LOWEST_DELTA <= population.failure_probability < 1 / declared:
             raise ValueError(f"delta is from {_LOWEST_DELTA:g} to below 1 / declared_patients")
         if population.officer_key is not None:

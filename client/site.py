@@ -12,7 +12,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from client.books import Books, Order
-from client.card import site_card
+from client.card import Declared, card_for
 from client.policy import SitePolicy, check, check_population
 from client.replays import Replays
 from client.replies import pack, unpack
@@ -55,6 +55,7 @@ class LocalSite:
     device: str = "auto"
     synthetic: bool = False
     books_of: Callable[[RoundPlan], Books] | None = None  # a laboratory's public images need none
+    declared: Declared | None = None  # what a private site says of itself, in place of counts
     _replays: Replays = field(default_factory=Replays)
 
     @cached_property
@@ -63,9 +64,16 @@ class LocalSite:
         return self.hospital.store()
 
     def describe(self) -> SiteCard:
-        """Count what policy lets the site say; small groups of masks give no mean mask."""
+        """Say what policy lets the site say: declared numbers, or counts with small cells suppressed."""
         device = str(self._torch_device())
-        return site_card(self.hospital, self.store, self.policy, device=device, synthetic=self.synthetic)
+        return card_for(
+            self.hospital,
+            self.store,
+            self.policy,
+            declared=self.declared,
+            device=device,
+            synthetic=self.synthetic,
+        )
 
     def train(self, signed: SignedPlan, weights: Weights) -> Trained:
         """Train for one round. Refuses before a pixel is read; a diverged model or an untaught module is never sent."""
@@ -185,7 +193,8 @@ class LocalSite:
             load_into(network, weights)
         except ValueError:
             raise Refused("weights_shape") from None
-        self._replays.admit(plan, signed.sha256)
+        if self.books_of is None or plan.kind == "evaluate":  # of training the ledger remembers, for good
+            self._replays.admit(plan, signed.sha256)
         return network.to(device)
 
     def _order(self, plan: RoundPlan, signed: SignedPlan) -> Order:

@@ -127,7 +127,7 @@ RowName = Literal[
 def preset(name: PresetName, *, image_size: int = 128, width: int = 16) -> MethodConfig:
     """Return the configuration of a preset at an image size and network width.
 
-    `private` is `modern` for clipped and noised gradients: standardised features, no dropout, a larger first step.
+    `private` is `modern` for clipped and noised gradients: standardised features, and larger steps since there are few.
     """
     if name == "paper":
         return MethodConfig(network=NetworkConfig(image_size=image_size, width=width))
@@ -148,12 +148,10 @@ def preset(name: PresetName, *, image_size: int = 128, width: int = 16) -> Metho
             ramp_fraction=0.3,
             teacher="ema",
             share_unlabelled=True,
-            dropout=0.0 if private else 0.1,
+            dropout=0.1,
             dropout_kind="channel",
         ),
-        optimiser=OptimiserConfig(
-            learning_rate=1e-2 if private else 1e-3, schedule="cosine", weight_decay=0.0 if private else 1e-4
-        ),
+        optimiser=OptimiserConfig(learning_rate=4e-2 if private else 1e-3, schedule="cosine", weight_decay=1e-4),
     )
 
 

@@ -62,7 +62,7 @@ def admit(
         raise Refused("wrong_plan")
     if report.evaluation is not None:
         check_evaluation(report.evaluation, "validation", card=card, job_id=job_id, plan_sha256=plan_sha256)
-    if dp is not None and (report.teachers or report.losses or report.seconds or report.evaluation):
+    if dp is not None and _has_figures(report):
         raise Refused("private_figures")
     sent = taught_arrays(sent, report.teachers) if dp is None else private_arrays(sent, dp)
     _check_arrays(weights, sent, finite=not site_level)
@@ -85,6 +85,11 @@ def check_evaluation(report: EvaluateReport, split: str, *, card: SiteCard, job_
         raise Refused("evaluation_mismatch")
     if report.statistics.images > card.images:
         raise Refused("evaluation_images", f"{report.statistics.images} are above {card.images}")
+
+
+def _has_figures(report: TrainReport) -> bool:
+    exact = report.teachers or report.losses or report.seconds or report.evaluation
+    return bool(exact) or report.pseudo_label_rate is not None
 
 
 def _update_norm(weights: Weights, sent: Weights) -> float:

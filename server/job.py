@@ -29,7 +29,7 @@ from server.log import log
 from server.model_card import model_card, write_model_card
 from server.private_plan import budgets_are_spent, with_privacy
 from server.publish import assemble, publish, write_pictures
-from server.results import Results, RoundResult, unwritable
+from server.results import Results, RoundResult, SiteRound, unwritable
 from server.rounds import Orders, check_federation, evaluate_everywhere, quorum_of, train_round
 
 # Settings that may differ between the parts of a resumed run: none enters a training plan, and with data moved
@@ -220,19 +220,24 @@ def _timed(state: JobState, *, checkpoint_s: float, report_s: float) -> JobState
 def _progress(state: JobState, config: RunConfig) -> None:
     last = state.rounds[-1]
     accepted = [site for site in last.sites.values() if site.state == "accepted"]
-    losses = [site.losses["total"] for site in accepted if site.losses.get("total") is not None]
     left = (config.rounds - state.round) * state.seconds / max(1, len(state.rounds))
-    dice = _mean([site.metrics.get("dice") for site in accepted])
-    auroc = _mean([site.metrics.get("auroc") for site in accepted])
     log.info(
-        "round %d/%d  %d of %d sites  loss %s  validation of the weights received: Dice %s AUROC %s  "
-        "%.0f s, about %.0f s left",
-        *(state.round, config.rounds, len(accepted), len(last.sites), _shown(_mean(losses)), _shown(dice)),
-        *(_shown(auroc), last.seconds, left),
+        "round %d/%d  %d of %d sites  %s%.0f s, about %.0f s left",
+        *(state.round, config.rounds, len(accepted), len(last.sites)),
+        *(_figures(accepted) if config.dp == "none" else "", last.seconds, left),
     )
     for name, site in sorted(last.sites.items()):
         if site.state != "accepted":
             log.warning("  %s %s: %s", name, site.state, site.reason)
+
+
+def _figures(accepted: list[SiteRound]) -> str:
+    loss, dice, auroc = (
+        _mean([getattr(site, kind).get(key) for site in accepted])
+        for kind, key in (("losses", "total"), ("metrics", "dice"), ("metrics", "auroc"))
+    )
+    validation = f"Dice {_shown(dice)} AUROC {_shown(auroc)}"
+    return f"loss {_shown(loss)}  validation of the weights received: {validation}  "
 
 
 def _mean(values: list[float | None]) -> float | None:

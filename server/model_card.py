@@ -122,6 +122,8 @@ def _synthetic(results: Results) -> str:
 
 def _incomplete(results: Results) -> str:
     done, planned = len(results.rounds), results.rounds_planned
+    if results.privacy_details.budget_spent:
+        return f"Ended by the sites' privacy budgets in round {done} of {planned}, which changed nothing any more."
     if done >= planned:
         return ""
     state = "Still running" if results.status == "running" else "Stopped early"

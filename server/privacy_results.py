@@ -7,7 +7,8 @@ from decimal import ROUND_CEILING, Context, Decimal
 
 from multimix.contract.privacy import PatientPrivacy
 from multimix.contract.run_config import RunConfig
-from multimix.privacy.accountant import Mechanism, price, versions
+from multimix.errors import Refused
+from multimix.privacy.accountant import Mechanism, Price, price, versions
 from multimix.privacy.central import noise_to_signal, spent
 from server.checkpoint import JobState
 from server.private_plan import before_training
@@ -25,7 +26,7 @@ def privacy_of(config: RunConfig, state: JobState, *, status: RunStatus) -> Priv
         return Privacy()
     return Privacy(
         patients={
-            site: _site(dp, _rounds(state, site, under_way=under_way), config.local_steps, final=final)
+            site: _site(dp, _rounds(state, site, under_way=under_way), config, final=final)
             for site, dp in sorted(state.privacy.items())
         },
         sites=_site_level(state, final=final),
@@ -42,9 +43,9 @@ def _rounds(state: JobState, site: str, *, under_way: bool) -> int:
     return len(asked) - refused + under_way
 
 
-def _site(dp: PatientPrivacy, rounds: int, local_steps: int, *, final: bool) -> SitePrivacy:
-    steps = rounds * local_steps
-    cost = price({Mechanism(dp.noise_multiplier, dp.sampling_rate): steps}, delta=dp.delta) if final else None
+def _site(dp: PatientPrivacy, rounds: int, config: RunConfig, *, final: bool) -> SitePrivacy:
+    steps = rounds * config.local_steps
+    cost = _priced(dp, steps, of=config.rounds * config.local_steps) if final else None
     return SitePrivacy(
         epsilon=cost.epsilon if cost else None,
         prv=cost.prv if cost else None,
@@ -61,6 +62,15 @@ def _site(dp: PatientPrivacy, rounds: int, local_steps: int, *, final: bool) -> 
         rounds=rounds,
         steps=steps,
     )
+
+
+def _priced(dp: PatientPrivacy, steps: int, *, of: int) -> Price:
+    """Price the steps; where the accountants refuse, all steps that were planned, which could be priced beforehand."""
+    mechanism = Mechanism(dp.noise_multiplier, dp.sampling_rate)
+    try:
+        return price({mechanism: steps}, delta=dp.delta)
+    except Refused:
+        return price({mechanism: of}, delta=dp.delta)
 
 
 def _site_level(state: JobState, *, final: bool) -> SiteLevelPrivacy | None:
@@ -90,13 +100,14 @@ def in_words(privacy: Privacy) -> str:
         delta = max(part.delta for part in privacy.patients.values())  # the largest, since one delta stands for all
         words.append(
             "Patients: by this run alone each patient of a training hospital has epsilon = "
-            f"{two_decimals(_epsilon(worst))} (at {site}) at delta = {two_digits(delta)} at most; a hospital's statement "
-            "has its lifetime."
+            f"{two_decimals(_epsilon(worst))} (at {site}) at delta = {two_digits(delta)} at most; a hospital's "
+            "statement has its lifetime."
         )
     if privacy.sites is not None:
         words.append(
-            f"Hospitals: epsilon = {two_decimals(_epsilon(privacy.sites))} at delta = {two_digits(privacy.sites.delta)} "
-            f"for each of {privacy.sites.sites} against whoever sees the model, not against the coordinator."
+            f"Hospitals: epsilon = {two_decimals(_epsilon(privacy.sites))} at delta = "
+            f"{two_digits(privacy.sites.delta)} for each of {privacy.sites.sites} against whoever sees the model, not "
+            "against the coordinator."
         )
         if not privacy.patients:
             words.append("Single patients are not protected from the coordinator (epsilon = infinity).")

@@ -10,7 +10,7 @@ from multimix.contract.messages import MINIMUM_CLASS_PATIENTS, MODULES, SiteCard
 from multimix.contract.privacy import ModuleName, PatientPrivacy
 from multimix.contract.run_config import RunConfig
 from multimix.errors import InputError, Refused, RunConfigError
-from multimix.privacy.accountant import Mechanism, affordable_steps, calibrate_noise, default_delta
+from multimix.privacy.accountant import Mechanism, affordable_steps, calibrate_noise, default_delta, price
 from multimix.privacy.central import SiteLevel, calibrate_site_level, explanation, hollow, usual_delta
 from server.checkpoint import JobState
 from server.log import log
@@ -53,7 +53,8 @@ def patient_privacy(config: RunConfig, card: SiteCard, *, mask_convention: str |
     masks; one that declares neither teaches all modules by consistency.
 
     Raises:
-        RunConfigError: `dp_parameters`, `dp_unreachable` where no noise keeps to the epsilon.
+        RunConfigError: `dp_parameters` where no noise keeps to the epsilon, or the run cannot be priced;
+            `dp_modules`.
     """
     patients = card.training_patients
     taught = _taught(config, card, mask_convention)
@@ -63,11 +64,12 @@ def patient_privacy(config: RunConfig, card: SiteCard, *, mask_convention: str |
         noise = config.dp_noise_multiplier or calibrate_noise(
             target_epsilon=config.dp_epsilon, delta=delta, sampling_rate=config.dp_sampling_rate, steps=steps
         )
+        price({Mechanism(noise, config.dp_sampling_rate): steps}, delta=delta)  # what cannot be priced is not begun
     except Refused as refused:
         raise RunConfigError(
             "dp_parameters",
             f"The privacy asked for cannot be had at {card.site} with {patients} declared patients ({refused}): change "
-            "dp-epsilon, dp-sampling-rate, rounds or local-steps.",
+            "dp-epsilon, dp-noise-multiplier, dp-sampling-rate, dp-delta, rounds or local-steps.",
         ) from None
     return PatientPrivacy(
         noise_multiplier=noise,

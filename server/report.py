@@ -1,8 +1,8 @@
 """The page a person reads: `report.html`, one self-contained file rendered from `Results` after every round.
 
-server/report_tables.py chooses the figures, server/plots.py draws, server/report.html.md lays out; this module
-puts them together. Nothing is fetched (a content security policy in the page forbids it), text from sites is
-escaped, and an undefined figure is a dash that the page explains.
+server/report_tables.py and server/report_privacy.py choose the figures, server/plots.py draws, server/report.html.md
+lays out; this module puts them together. Nothing is fetched (a content security policy in the page forbids it), text
+from sites is escaped, and an undefined figure is a dash that the page explains.
 """
 
 import base64
@@ -17,6 +17,7 @@ from markupsafe import Markup
 from multimix.pictures import PREDICTION_COLOUR, SALIENCY_COLOURS, TRUTH_COLOUR
 from server.model_card import limitations
 from server.plots import Column, Line, colour_class, column_chart, line_chart
+from server.report_privacy import privacy_section
 from server.report_tables import (
     CLASSIFICATION,
     SEGMENTATION,
@@ -76,6 +77,7 @@ def render(results: Results, folder: Path) -> str:
         losses=loss_charts(results, slots),
         shares=share_charts(results, slots),
         taught=taught_table(results, names),
+        privacy=privacy_section(results),
         incidents=[(r.round, name, s) for r in results.rounds for name, s in r.sites.items() if s.reason],
         rounds_chart=time_chart(results),
         parts={name: slot for slot, name in enumerate(part_names(results))},

@@ -223,7 +223,7 @@ def admitted_reply(
         return None, _left_out(orders, site, state, "weights_unreadable")
     if orders.site_level is not None:
         return update, _answered(orders)
-    return update, _accepted(update, orders.mask_convention)
+    return update, _accepted(update, orders)
 
 
 def _left_out(orders: Orders, site: str, state: SiteState, reason: str) -> SiteRound:
@@ -238,7 +238,7 @@ def _answered(orders: Orders) -> SiteRound:
     return SiteRound(state="accepted", steps=orders.config.local_steps)
 
 
-def _accepted(update: Update, mask_convention: str | None) -> SiteRound:
+def _accepted(update: Update, orders: Orders) -> SiteRound:
     report = update.report
     losses: dict[str, float | None] = dict(report.losses.items())
     if report.pseudo_label_rate is not None:
@@ -247,14 +247,14 @@ def _accepted(update: Update, mask_convention: str | None) -> SiteRound:
     return SiteRound(
         state="accepted",
         losses=losses,
-        steps=report.steps,
+        steps=report.steps if update.private_weights is None else orders.config.local_steps,
         seconds=report.seconds,
         update_norm=update.update_norm,
         teachers={
             module: Teachers(labelled_patients=t.labelled, unlabelled_patients=t.unlabelled)
             for module, t in report.teachers.items()
         },
-        metrics=site_figures(statistics, mask_convention) if statistics else {},
+        metrics=site_figures(statistics, orders.mask_convention) if statistics else {},
     )
 
 

@@ -18,7 +18,7 @@ from multimix.errors import InputError, MultiMixError
 from server.folders import new_run_folder
 from server.log import show_progress
 from server.results import Results, read_results
-from sim.tables import markdown, results_table
+from sim.tables import markdown, results_table, score_table
 
 EXIT_INPUT, EXIT_INTERRUPTED = 2, 130
 
@@ -137,8 +137,8 @@ def flower(
 @app.command()
 def pretrain(
     out: Out = "",
-    rounds: Rounds = 12,
-    local_steps: LocalSteps = 40,
+    rounds: Rounds = 10,
+    local_steps: LocalSteps = 20,
     seed: Seed = 0,
     config: Config = None,
     workers: Workers = min(2, os.cpu_count() or 1),
@@ -157,6 +157,27 @@ def pretrain(
 
         path = run_pretraining(run_config, workers=workers)
     typer.echo(path)
+
+
+@app.command()
+def score(
+    model: Annotated[Path, typer.Argument(help="model.safetensors of a run folder, or public.safetensors.")],
+    data: Data = None,
+    hold_out: HoldOut = "",
+    config: Config = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
+) -> None:
+    """Score a model on every hospital's test patients, as the end of a run does. Give its image-size with -c."""
+    with _explained():
+        run_config = read_run_config(_values(data, "", hold_out, None, None, None, None, 0, False, False, config))
+        _decode(run_config)
+        from sim.score import score as score_model  # noqa: PLC0415  (torch)
+
+        figures = score_model(model, run_config)
+    if as_json:
+        typer.echo(json.dumps(figures, indent=1))
+    else:
+        Console().print(score_table(figures))
 
 
 @app.command()

@@ -1,5 +1,7 @@
 """Results as a table for the terminal and, the same figures, for the README."""
 
+from collections.abc import Mapping
+
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
@@ -63,6 +65,17 @@ def results_table(results: Results) -> Table:
         name = {"": "", "all": f"masks {drawn}"}.get(site, f"{site} (unseen)" if role == "held-out" else site)
         kind = "baseline" if "mean mask" in row else row
         table.add_row(*map(escape, (name, images, kind, *figures)), style="dim" if kind == "baseline" else "")
+    return table
+
+
+def score_table(figures: Mapping[str, Metrics]) -> Table:
+    """Return one row for each hospital."""
+    table = Table(title="test patients", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("site")
+    for title, _ in _COLUMNS:
+        table.add_column(title, justify="right")
+    for site, metrics in sorted(figures.items()):
+        table.add_row(escape(site), *_figures(metrics))
     return table
 
 

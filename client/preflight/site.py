@@ -11,6 +11,7 @@ from client.preflight.lines import Line
 from client.preflight.machine import disk, gpu, memory
 from client.preflight.network import reachability
 from client.preflight.permissions import permissions
+from client.preflight.privacy import privacy_lines
 from client.preflight.versions import packages, python_version
 from client.settings import ServerSettings, SiteFolder
 from multimix.errors import SiteError
@@ -21,7 +22,7 @@ _SPARE_BYTES = 2 * _GIB  # of disk, beside as much again as the site has
 
 
 def site_lines(site: SiteFolder) -> Iterator[Line]:
-    """Yield every check of the machine, the files, the images and the network."""
+    """Yield every check of the machine, the files, the images, their patients' privacy and the network."""
     yield python_version()
     yield from packages()
     yield from gpu()
@@ -30,6 +31,7 @@ def site_lines(site: SiteFolder) -> Iterator[Line]:
     yield from clock()
     yield from permissions(site.path, group_readable=site.group is not None)
     yield from _data(site)
+    yield from privacy_lines(site)
     if site.settings.pacs is not None:
         yield _pacs(site.settings.pacs)
     if site.settings.server is None:

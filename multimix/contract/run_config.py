@@ -75,7 +75,9 @@ class RunConfig(Frozen):
     dp_site_clip_norm: Positive = 1.0
     dp_accept: bool = False  # run although the site-level claim is hollow
     heads: str = ""  # file of the ledger heads this server has countersigned; "" is heads.jsonl in the run folder
-    dp_budget: Annotated[float, Field(ge=0, le=100)] = 0.0  # simulation: each site's budget, for a run and for life; 0 is dp-epsilon
+    dp_budget: Annotated[float, Field(ge=0, le=100)] = (
+        0.0  # simulation: each site's budget, for a run and for life; 0 is dp-epsilon
+    )
     dp_seeded: bool = False  # simulation: noise from the seed, repeatable and NOT private
     # The data of a simulation
     data: str = ""  # a folder with manifest.csv, or of site folders; "" draws synthetic phantoms

@@ -1,11 +1,15 @@
 """site.toml: read whole, refused with a key and a reason, and never quoted."""
 
 import os
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from client.policy import SitePolicy
+from client.population import PopulationSettings
 from client.settings import FILE, IntakeSettings, SiteSettings, new_site, open_site
+from multimix.contract.messages import ClassCounts
 from multimix.data.decode import Preprocessing
 from multimix.errors import SiteError
 
@@ -35,13 +39,31 @@ def test_a_new_site_is_what_it_was_made_as_and_closed_to_others(site):
 def test_every_line_of_a_new_file_that_is_a_comment_can_be_used(site):
     lines = (site.path / FILE).read_text().splitlines()
     used = [line[2:] if line.startswith(("# [", "# ")) and ("=" in line or "[" in line) else line for line in lines[1:]]
-    text = "\n".join(line for line in used if not line.startswith("store_group"))  # such a group is not everywhere
-    (site.path / FILE).write_text(text)
+    by_hand = ("store_group", "coordinator_key", "officer_key")  # such a group is not everywhere; a key is its owner's
+    (site.path / FILE).write_text("\n".join(line for line in used if not line.startswith(by_hand)))
     settings = open_site(site.path).settings
     assert settings.label_map == {"No Finding": "normal"}
     assert settings.pacs is not None
     assert settings.receiver is not None
     assert settings.server is not None
+    assert settings.policy == SitePolicy()  # what the file shows are the defaults
+    assert settings.population == PopulationSettings(
+        declared_patients=1000,
+        declared_labels=ClassCounts(normal=400, pneumonia=400),
+        declared_masks={"mediastinum_excluded": 200},
+        delta=0.0005,
+        ledger=Path("/srv/multimix/ledger"),
+    )
+
+
+@pytest.mark.parametrize("key", ["coordinator_key", "officer_key"])
+def test_a_key_that_nobody_filled_in_is_refused(site, key):
+    text = (site.path / FILE).read_text()
+    section = "server" if key == "coordinator_key" else "population"
+    example = next(line for line in text.splitlines() if line.startswith(f"# {key}"))
+    needed = 'address = "a:1"' if section == "server" else "declared_patients = 9"
+    (site.path / FILE).write_text(f'name = "a"\n[{section}]\n{needed}\n{example[2:]}\n')
+    assert f"{section}.{key}" in str(refusal(site.path))
 
 
 def test_a_second_site_in_the_same_place_is_refused_and_the_first_one_stays(site):
@@ -72,8 +94,42 @@ MISTAKES = {
     "pacs.url": f'name = "a"\n[pacs]\nurl = "https://user:{SECRET_WORD}@pacs.example/"',
     "receiver": 'name = "a"\n[receiver]\nport = 104',
     "policy.minimum_cohort": 'name = "a"\n[policy]\nminimum_cohort = -5',
+    "policy.maximum_clip_norm": 'name = "a"\n[policy]\nmaximum_clip_norm = 0',
+    "policy.release_evaluation": f'name = "a"\n[policy]\nrelease_evaluation = "{SECRET_WORD}"',
+    "population.declared_patients": 'name = "a"\n[population]\ndeclared_patients = 1',
+    "population.epsilon_lifetime": 'name = "a"\n[population]\ndeclared_patients = 9\nepsilon_lifetime = nan',
+    "server.coordinator_key": 'name = "a"\n[server]\naddress = "a:1"\ncoordinator_key = "AAAA"',
     "name": f"image_size = 64\n# {SECRET_WORD}",
 }
+SENSELESS = {
+    "declared_patients = 9\ndeclared_labels = { normal = 10 }": "more patients",
+    "declared_patients = 9\ndeclared_masks = { a = 10 }": "more patients",
+    "declared_patients = 10\ndelta = 0.1": "below 1 / declared_patients",
+    "declared_patients = 10\ndelta = 1e-11": "below 1 / declared_patients",
+    'declared_patients = 10\nofficer_key = "AAAA"': "Ed25519",
+}
+
+
+@pytest.mark.parametrize("text", SENSELESS)
+def test_a_population_that_makes_no_sense_is_refused(tmp_path, text):
+    (tmp_path / FILE).write_text(f'name = "a"\n[population]\n{text}')
+    refused = refusal(tmp_path)
+    assert str(refused).startswith("site.toml, population: ")
+    assert SENSELESS[text] in str(refused)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"), [("", "ledger"), ('ledger = "../kept"', "../kept"), ('ledger = "/srv/kept"', "/srv/kept")]
+)
+def test_the_ledger_lies_in_the_sites_folder_unless_another_is_named(tmp_path, line, expected):
+    (tmp_path / FILE).write_text(f'name = "a"\n[population]\ndeclared_patients = 9\n{line}')
+    assert open_site(tmp_path).ledger == tmp_path / expected
+
+
+def test_a_site_that_declares_no_population_has_none(site):
+    with pytest.raises(SiteError) as refused:
+        _ = site.population
+    assert refused.value.reason == "population_missing"
 
 
 @pytest.mark.parametrize("key", MISTAKES)

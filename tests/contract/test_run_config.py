@@ -74,6 +74,24 @@ def test_a_misspelt_key_is_named_beside_the_known_ones():
         ("device", "tpu", "'auto', 'cpu' or 'cuda'"),
         ("resume", "perhaps", "valid boolean"),
         ("seed", -1, "greater than or equal to 0"),
+        ("dp", "patients", "'none', 'patient', 'site' or 'both'"),
+        ("dp-epsilon", 0.0, "greater than 0"),
+        ("dp-epsilon", "inf", "less than or equal to 100"),
+        ("dp-epsilon", float("nan"), "less than or equal to 100"),
+        ("dp-site-epsilon", 101.0, "less than or equal to 100"),
+        ("dp-delta", 1.0, "less than 1"),
+        ("dp-delta", -1e-9, "greater than or equal to 0"),
+        ("dp-site-delta", 1.0, "less than 1"),
+        ("dp-clip-norm", 0.0, "greater than 0"),
+        ("dp-site-clip-norm", -1.0, "greater than 0"),
+        ("dp-noise-multiplier", -0.5, "greater than or equal to 0"),
+        ("dp-sampling-rate", 0.0, "greater than 0"),
+        ("dp-sampling-rate", 1.5, "less than or equal to 1"),
+        ("dp-images-per-patient", 0, "greater than or equal to 1"),
+        ("dp-parameters", "some", "'all' or 'affine'"),
+        ("dp-budget", -1.0, "greater than or equal to 0"),
+        ("dp-budget", 101.0, "less than or equal to 100"),
+        ("dp-accept", "perhaps", "valid boolean"),
     ],
 )
 def test_a_value_out_of_range_is_named_with_its_key_and_bound(key, value, bound):
@@ -117,3 +135,16 @@ def test_a_learning_rate_of_0_keeps_that_of_the_preset():
 @pytest.mark.parametrize(("text", "names"), [("", ()), ("a", ("a",)), (" a , b,,", ("a", "b"))])
 def test_hospitals_held_out_are_named_between_commas(text, names):
     assert RunConfig(hold_out=text).held_out() == names
+
+
+@pytest.mark.parametrize(
+    ("dp", "patients", "sites"),
+    [("none", False, False), ("patient", True, False), ("site", False, True), ("both", True, True)],
+)
+def test_the_level_of_privacy_says_who_is_protected(dp, patients, sites):
+    config = RunConfig(dp=dp)
+    assert (config.patient_level, config.site_level) == (patients, sites)
+
+
+def test_a_run_is_not_private_unless_it_is_asked_for():
+    assert RunConfig().dp == "none"

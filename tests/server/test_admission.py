@@ -3,6 +3,7 @@ import pytest
 from fake_sites import card, dice_of, weights
 
 from multimix.contract.messages import EvaluateReport, Teachers, TrainReport, weights_sha256
+from multimix.contract.privacy import PatientPrivacy
 from multimix.errors import Refused
 from server.admission import admit, capped
 
@@ -35,7 +36,21 @@ def _evaluation(**fields):
     return EvaluateReport.model_validate(honest | fields)
 
 
-def _admit(report, answer, *, received=None, maximum_update_norm=100.0):
+DP = PatientPrivacy(
+    noise_multiplier=1.0,
+    clip_norm=1.0,
+    sampling_rate=0.1,
+    declared_patients=40,
+    images_per_patient=2,
+    delta=1e-3,
+    modules=("encoder", "decoder"),
+    module_weights={"encoder": 7.0, "decoder": 3.0},
+    rounds=3,
+    epsilon=8.0,
+)
+
+
+def _admit(report, answer, *, received=None, maximum_update_norm=100.0, **fields):
     return admit(
         report,
         answer,
@@ -45,6 +60,7 @@ def _admit(report, answer, *, received=None, maximum_update_norm=100.0):
         plan_sha256=PLAN,
         sent=weights() if received is None else received,
         maximum_update_norm=maximum_update_norm,
+        **fields,
     )
 
 
@@ -156,3 +172,46 @@ def test_a_module_that_the_site_did_not_teach_is_neither_expected_nor_taken():
 def test_a_reply_of_a_site_that_taught_nothing_is_left_out():
     with pytest.raises(Refused, match="nothing_taught"):
         _admit(_report({}, teachers={}), {})
+
+
+def _private(**changes):
+    answer = {name: value for name, value in weights(0.5).items() if not name.startswith("classifier")}
+    return {name: value for name, value in (answer | changes).items() if value is not None}
+
+
+def test_a_private_reply_weighs_what_its_plan_says():
+    update = _admit(_report(_private(), teachers={}), _private(), dp=DP)
+    assert update.private_weights == {"encoder": 7.0, "decoder": 3.0}
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {"teachers": {"encoder": Teachers(labelled=2)}},
+        {"losses": {"total": 0.5}},
+        {"seconds": {"step": 1.0}},
+        {"pseudo_label_rate": 0.0},
+        {"evaluation": _evaluation()},
+    ],
+)
+def test_figures_beside_private_weights_are_refused(figures):
+    with pytest.raises(Refused, match="private_figures"):
+        _admit(_report(_private(), **{"teachers": {}, **figures}), _private(), dp=DP)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"decoder.c": None}, {"classifier.b": np.zeros(2, np.float32)}, {"encoder.d": np.zeros(1, np.float32)}]
+)
+def test_a_private_reply_holds_the_arrays_of_its_plan_and_no_other(changes):
+    answer = _private(**changes)
+    with pytest.raises(Refused, match="weights_names"):
+        _admit(_report(answer, teachers={}), answer, dp=DP)
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan, 3e38])
+def test_under_site_level_privacy_no_size_of_an_update_is_a_reason_to_leave_it_out(value):
+    answer = weights(0.5)
+    answer["decoder.c"][0] = value
+    assert _admit(_report(answer), answer, maximum_update_norm=1.0, site_level=True).weights is answer
+    with pytest.raises(Refused):
+        _admit(_report(answer), answer, maximum_update_norm=1.0)

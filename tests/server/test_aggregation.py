@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from fake_sites import FakeGrid, weights
@@ -8,8 +10,9 @@ from hypothesis.extra.numpy import arrays
 
 from multimix.contract.messages import MODULES, Teachers, TrainReport
 from multimix.contract.records import unpack_arrays
+from multimix.privacy.central import SiteLevel
 from server.admission import Update
-from server.aggregation import ModuleAverage, average
+from server.aggregation import ModuleAverage, SiteLevelRound, average, noised_average
 
 NAMES = ("encoder.a", "classifier.b", "decoder.c")
 FLOATS = st.floats(-(2.0**100), 2.0**100, width=32)
@@ -174,3 +177,54 @@ def test_evaluation_orders_go_to_the_same_nodes():
     strategy.plans = {4: ConfigRecord()}
     orders = list(strategy.configure_evaluate(1, ArrayRecord(), ConfigRecord(), grid=None))
     assert [(m.metadata.dst_node_id, m.metadata.message_type) for m in orders] == [(4, MessageType.EVALUATE)]
+
+
+def _private_update(site, values, module_weights):
+    return replace(_update(site, values, (0, 0)), private_weights=module_weights)
+
+
+def test_private_updates_are_averaged_with_the_weights_of_their_plans():
+    a = _private_update("a", weights(1.0), {"encoder": 30.0, "classifier": 10.0, "decoder": 0.0})
+    b = _private_update("b", weights(5.0), {"encoder": 10.0, "classifier": 10.0, "decoder": 2.0})
+    new = average(weights(), [a, b], unlabelled_weight=0.1)
+    np.testing.assert_allclose(new.weights["encoder.a"], (30 * 1 + 10 * 5) / 40)
+    np.testing.assert_allclose(new.weights["classifier.b"], 3.0)
+    np.testing.assert_allclose(new.weights["decoder.c"], 5.0)
+
+
+def test_an_array_that_private_plans_keep_frozen_stays_bit_for_bit_what_it_was():
+    previous = weights(0.1)
+    previous["encoder.frozen"] = np.array([-0.0, 1e-45, 0.1], np.float32)
+    updates = [_private_update(site, weights(3.0), dict.fromkeys(MODULES, 1.0)) for site in "ab"]
+    new = average(previous, updates, unlabelled_weight=0.1)
+    assert new.weights["encoder.frozen"].tobytes() == previous["encoder.frozen"].tobytes()
+    assert (new.weights["encoder.a"] == 3.0).all()
+
+
+QUIET = SiteLevel(noise_multiplier=1e-12, clip_norm=100.0, sites=4, delta=0.1, rounds=3, epsilon=1.0)
+
+
+def test_site_level_noise_leaves_what_does_not_learn_and_names_its_modules_as_kept():
+    fixed = SiteLevelRound(replace(QUIET, noise_multiplier=1.0), ("a", "b"), frozenset({"classifier.b"}))
+    new = noised_average(weights(0.1), [], fixed)
+    assert (new.weights["classifier.b"] != weights(0.1)["classifier.b"]).all()
+    for name in ("encoder.a", "decoder.c"):
+        assert new.weights[name].tobytes() == weights(0.1)[name].tobytes()
+    assert (set(new.shares), new.kept) == ({"classifier"}, ("encoder", "decoder"))
+
+
+def test_under_site_level_privacy_a_site_counts_the_same_whatever_it_taught():
+    a, b = _update("a", weights(1.0), (1000, 0)), _update("b", weights(3.0), (1, 0))
+    new = noised_average(weights(), [a, b], SiteLevelRound(QUIET, tuple("abcd"), frozenset(NAMES)))
+    for name in NAMES:
+        np.testing.assert_allclose(new.weights[name], (1.0 + 3.0) / 4, rtol=1e-6)
+    assert new.shares["encoder"] == dict.fromkeys("abcd", 0.25)
+
+
+def test_the_strategy_under_site_level_privacy_gives_noise_without_a_reply():
+    fixed = SiteLevelRound(replace(QUIET, noise_multiplier=1.0), ("a",), frozenset(NAMES))
+    strategy = ModuleAverage(unlabelled_weight=0.1, site_level=fixed)
+    strategy.previous = weights(1.0)
+    averaged, metrics = strategy.aggregate_train(1, [])
+    assert metrics["accepted-sites"] == 0
+    assert (unpack_arrays(averaged)["encoder.a"] != 1.0).all()

@@ -60,7 +60,7 @@ def test_a_finished_job_leaves_figures_page_model_card_and_checkpoint(run, tmp_p
     assert results.status == "finished"
     assert results == read_results(tmp_path / "run")
     files = {path.name for path in (tmp_path / "run").iterdir()}
-    assert files == {"results.json", "report.html", "model.safetensors", "model_card.json", FILE}
+    assert files == {"results.json", "report.html", "model.safetensors", "model_card.json", "heads.jsonl", FILE}
     document = json.loads((tmp_path / "run" / "results.json").read_text())
     assert document["sites"]["a"]["metrics"]["dice"] == pytest.approx(0.9)
     assert document["sites"]["a"]["role"] == "train"
@@ -311,7 +311,7 @@ def test_a_full_disk_stops_the_job_with_a_paragraph_and_the_round_before_can_be_
     assert "checkpoint.safetensors" in message
     assert "Free space" in message
     files = {path.name for path in (tmp_path / "full").iterdir()}
-    assert files == {FILE, "results.json", "report.html"}  # no temporary file
+    assert files == {FILE, "results.json", "report.html", "heads.jsonl"}  # no temporary file
     assert _checkpoint(tmp_path / "full", compare_local=False)[0].round == 2
     assert [record.round for record in read_results(tmp_path / "full").rounds] == [1, 2]
     run(out="full", resume=True)

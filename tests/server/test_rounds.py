@@ -174,7 +174,7 @@ def test_counts_above_the_card_weigh_no_more_than_the_card():
 
 
 def test_a_training_plan_is_signed_and_bound_to_round_and_weights():
-    signed = _orders(rounds=5, local_steps=4).train(3, weights(2.0))
+    signed = _orders(rounds=5, local_steps=4).train(3, weights(2.0), "a")
     plan = verified(signed, PLAN_KEY.public_key())
     assert (plan.job_id, plan.round, plan.kind, plan.evaluate_on) == ("job", 3, "train", "validation")
     assert plan.weights_sha256 == weights_sha256(weights(2.0))
@@ -183,7 +183,7 @@ def test_a_training_plan_is_signed_and_bound_to_round_and_weights():
 
 @pytest.mark.parametrize(("strategy", "mu"), [("fedavg", 0.0), ("fedprox", 0.3)])
 def test_only_fedprox_holds_sites_near_the_weights_they_received(strategy, mu):
-    signed = _orders(strategy=strategy, proximal_mu=0.3).train(1, weights())
+    signed = _orders(strategy=strategy, proximal_mu=0.3).train(1, weights(), "a")
     assert verified(signed, PLAN_KEY.public_key()).work.proximal_mu == mu
 
 

@@ -101,6 +101,24 @@ def test_a_gpu_that_is_not_there_ends_the_run_before_it_begins(folder, tmp_path)
     assert not (tmp_path / "run").exists()
 
 
+def test_a_hollow_site_level_claim_is_explained_and_runs_with_accept(folder, tmp_path):
+    arguments = [*TINY, "-c", f"cache={folder / 'cache'}", "-c", "dp=site", "--out", str(tmp_path / "run")]
+    message = refused(app, "run", *arguments)
+    assert "dp_hollow" in message
+    assert "2 sites are fewer than the 100" in message
+    assert "give --accept" in message
+    assert not (tmp_path / "run").exists()
+    done = runner.invoke(app, ["run", *arguments, "--accept", "--json"])
+    assert done.exit_code == 0, done.output
+    results = json.loads(done.stdout)
+    assert results["config"]["dp-accept"] is True
+    assert results["privacy_details"]["sites"]["sites"] == 2
+
+
+def test_flower_takes_accept_too():
+    assert "--accept" in runner.invoke(app, ["flower", "--help"], env={"COLUMNS": "200"}).output
+
+
 def test_predictions_are_written_with_overlays_and_masks(finished, tmp_path):
     for number, shape in enumerate([(40, 60), (60, 40)]):
         pixels = np.random.default_rng(number).integers(0, 256, shape, np.uint8)

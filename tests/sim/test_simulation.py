@@ -15,7 +15,7 @@ from multimix.contract.run_config import RunConfig
 from multimix.errors import CheckpointError, RunConfigError
 from server.app import new_job
 from server.job import run_job
-from server.results import read_results
+from server.results import SiteRound, read_results
 from sim.grid import InProcessGrid
 from sim.run import simulate
 
@@ -162,6 +162,7 @@ def test_a_run_folder_holds_everything_a_person_and_a_tool_need(configured):
         "model_card.json",
         "checkpoint.safetensors",
         "pictures",
+        "heads.jsonl",
     }
     assert files == needed
     results = json.loads((Path(config.out) / "results.json").read_text())
@@ -180,6 +181,41 @@ def test_the_paper_rows_run_as_configurations_of_one_program(configured):
         results, _ = simulate(configured(row, row=row, preset="paper", rounds=1))
         defined = {name for name in ("dice", "auroc") if results.overall.metrics[name] is not None}
         assert defined == metrics
+
+
+PATIENT_LEVEL = {
+    "dp_sampling_rate": 0.5,
+    "dp_noise_multiplier": 1.0,
+    "phantom_hospitals": 2,
+    "hold_out": "",
+    "rounds": 2,
+}
+
+
+@pytest.mark.parametrize("dp", ["site", "both"])
+def test_a_run_with_site_level_privacy_publishes_nothing_of_a_round_but_who_answered(configured, dp):
+    config = configured(dp=dp, dp_accept=True, **PATIENT_LEVEL)
+    results, _ = simulate(config)
+    assert results.status == "finished"
+    answered = SiteRound(state="accepted", steps=1)
+    assert [record.sites for record in results.rounds] == [{"phantom-a": answered, "phantom-b": answered}] * 2
+    assert results.privacy_details.sites.epsilon <= 8.0
+    assert set(results.privacy_details.patients) == (set() if dp == "site" else {"phantom-a", "phantom-b"})
+
+
+def test_a_run_with_patient_level_privacy_ends_by_itself_at_the_sites_budgets(configured):
+    from multimix.privacy.accountant import Mechanism, price
+
+    # 8 training patients at each site. The budget lies between the price of one round and of two.
+    one, two = (price({Mechanism(1.0, 0.5): rounds}, delta=8**-1.1).epsilon for rounds in (1, 2))
+    budget = (one + two) / 2
+    results, folder = simulate(configured(dp="patient", dp_epsilon=budget, **PATIENT_LEVEL | {"rounds": 5}))
+    assert (results.status, results.privacy_details.budget_spent) == ("finished", True)
+    assert {site.reason for site in results.rounds[1].sites.values()} == {"dp_budget_run"}
+    assert [record.round for record in results.rounds] == [1, 2]
+    for spent in results.privacy_details.patients.values():
+        assert (spent.rounds, spent.epsilon) == (1, one)
+    assert (folder / "model.safetensors").exists()
 
 
 def _as_from_a_terminal():
