@@ -234,15 +234,11 @@ def _memory(kind: str, cache: Path) -> float:
     before = _peak_bytes()
     if kind == "private":
         work = LocalWork(steps=1, images_per_group=1)
-        train_privately(network, data, method, work, _everybody(network), secret=_SECRET)
+        everybody = _privacy(Mechanism(1.0, 1.0), patients=LOT)
+        train_privately(network, data, method, work, everybody, secret=_SECRET)
     else:
         _open_lot(network, data, method)
     return _peak_bytes() - before
-
-
-def _everybody(network: MultiMixNetwork) -> PatientPrivacy:
-    del network
-    return _privacy(Mechanism(1.0, 1.0), patients=LOT)
 
 
 def _open_lot(network: MultiMixNetwork, data: TrainingData, method: MethodConfig) -> None:

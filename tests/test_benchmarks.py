@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.privacy import clipped_sum_difference, noise_std_error
 from benchmarks.step import RELEASED_GFLOP_5X10_256PX, flop_figures, gradient_difference
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results.json"
@@ -19,6 +20,14 @@ def test_a_step_needs_less_than_half_the_operations_of_the_released_formulation(
     figures = flop_figures()
     assert figures["step_released_gflop"] == pytest.approx(RELEASED_GFLOP_5X10_256PX, rel=0.01)
     assert figures["step_flop_ratio"] >= 2.05
+
+
+def test_the_clipped_sum_is_that_of_one_patient_at_a_time():
+    assert clipped_sum_difference() < 1e-12
+
+
+def test_the_noise_of_a_million_coordinates_has_the_standard_deviation_of_the_plan():
+    assert noise_std_error() < 0.01
 
 
 def test_the_committed_results_are_a_flat_map_from_key_to_number():
@@ -41,6 +50,11 @@ def test_the_committed_results_keep_the_bounds_that_were_set():
         "site_100k_rss_gib": 2.0,
         "make_run_s": 300.0,
         "intake_over_decode_ratio": 1.3,
+        "dp_step_ratio_128px": 1.25,
+        "dp_memory_ratio": 1.5,
+        "dp_clipped_sum_difference": 1e-12,
+        "dp_noise_std_error": 0.01,
+        "ledger_pricing_s_10k": 2.0,
     }
     assert {key: results[key] for key in at_least if results[key] < at_least[key]} == {}
     assert {key: results[key] for key in at_most if results[key] > at_most[key]} == {}

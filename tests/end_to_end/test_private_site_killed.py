@@ -34,7 +34,7 @@ from tests.end_to_end.private_site import (
 )
 
 ROOT = Path(__file__).parents[2]
-LONGEST_LIFE_S = 2.0  # some rounds
+ROUNDS_OF_A_LIFE = 3  # at most
 
 
 class Lives:
@@ -67,10 +67,12 @@ class Lives:
         kill(child, signal.SIGKILL)
         assert self._said() == str(-signal.SIGKILL), self._errors()
 
-    def undisturbed(self, until: int) -> None:
-        """Live until a round is answered."""
+    def undisturbed(self, until: int) -> float:
+        """Live until a round is answered; return the seconds."""
+        started = time.monotonic()
         self._start(until)
         assert self._said() == "0", self._errors()
+        return time.monotonic() - started
 
     def _start(self, until: int) -> int:
         self._program.stdin.write(f"{until}\n".encode())
@@ -100,8 +102,10 @@ def lived(folder: Path, *, kills: int) -> Remains:
     """Kill a site at moments drawn from a seed, then let it answer all it was asked, and two rounds more."""
     moments = random.Random(kills)
     with Lives(folder) as lives:
-        for _ in range(kills):
-            lives.killed(moments.uniform(0, LONGEST_LIFE_S))
+        lives.killed(moments.uniform(0, 0.05))  # the books are being begun
+        longest_s = ROUNDS_OF_A_LIFE / 2 * lives.undisturbed(until=2)
+        for _ in range(1, kills):
+            lives.killed(moments.uniform(0, longest_s))
         asked = [line["first_step"] // line["steps"] + 1 for line in log_lines(folder / EXECUTIONS)]
         lives.undisturbed(until=max(asked, default=0) + 2)
     ledger = read_ledger(folder / LEDGER, every_signature=True)

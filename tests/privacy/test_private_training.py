@@ -264,6 +264,15 @@ def test_a_task_whose_module_does_not_learn_teaches_nothing(data):
     assert sizes(("encoder",)) == [none, none]
 
 
+def test_masks_move_the_encoder_only_where_the_decoder_learns(data):
+    nothing = data.pools.labelled_segmentation[:0]
+    without = replace(data, pools=replace(data.pools, labelled_segmentation=nothing))
+    for modules, alike in ((("encoder", "classifier"), True), (("encoder", "classifier", "decoder"), False)):
+        dp = SILENT.model_copy(update={"modules": modules})
+        a, b = (trained(each, method=METHOD, dp=dp, work=ONE_STEP) for each in (data, without))
+        assert same(a, b) == alike
+
+
 # --- the secret
 
 
