@@ -100,6 +100,9 @@ class Books:
         limits = self.population
         if run.epsilon > limits.epsilon_per_run:
             raise Refused("dp_budget_run", f"{run.epsilon:.3f} is above {limits.epsilon_per_run:g}")
+        planned = price(merged(history_of(entries, plan.job_id), {mechanism_of(dp): steps}), delta=dp.delta)
+        if planned.epsilon > dp.epsilon:  # the coordinator's own word for the run
+            raise Refused("dp_budget_run", f"{planned.epsilon:.3f} is above {dp.epsilon:g} of the plan")
         if lifetime.epsilon > limits.epsilon_lifetime:
             raise Refused("dp_budget_lifetime", f"{lifetime.epsilon:.3f} is above {limits.epsilon_lifetime:g}")
         exposed = non_private(entries)
