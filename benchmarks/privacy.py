@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from client.population import PopulationSettings
 from multimix.batches import TrainingData, make_batch, roles_of, slots
 from multimix.config import MethodConfig, preset
 from multimix.contract.messages import LocalWork
-from multimix.contract.privacy import LedgerHead, PatientPrivacy, chained
+from multimix.contract.privacy import PatientPrivacy, chained
 from multimix.contract.run_config import RunConfig
 from multimix.data.simulation import simulated_hospitals
 from multimix.network import Dropout, MultiMixNetwork, new_network
@@ -44,12 +45,12 @@ from multimix.training import step_gradients
 SIZE, WIDTH = 128, 16
 PATIENTS = 8  # of the step that is timed
 LOT = 64  # patients of the step whose memory is measured
-LEDGER_ENTRIES, JOBS, STEPS = 10_000, 20, 10
+LEDGER_ENTRIES, JOBS, STEPS = 10_000, 20, 10  # steps of a round
 MECHANISMS = tuple(Mechanism(noise, 0.0051) for noise in (0.9, 1.0, 1.1, 1.2, 1.5))
 # DESIGN.md, "epsilon to expect": patients and sampling rate, at so many epochs
 EPSILON_TABLE = ((500, 0.064), (5_000, 0.0128), (50_000, 0.0051))
 EPOCHS = (10, 50, 200)
-_SECRET = b"benchmark".ljust(32)
+_SECRET, _STARTED = b"benchmark".ljust(32), datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,10 @@ class Case:
 def case(method: MethodConfig, *, patients: int, images: int, dtype: torch.dtype = torch.float32) -> Case:
     """Make a step: of each patient so many images have a label and as many a mask, or teach by consistency."""
     student, teacher = (new_network(method.network, seed).to(dtype) for seed in (0, 1))
-    trainable = tuple(name for name, _ in student.named_parameters())
     alone = tuple(_images_of(number, method, images, dtype) for number in range(patients))
     counts = [[len(getattr(batch, role)) for batch in alone] for role in ("labelled", "weak", "masked")]
     patient = torch.cat([torch.arange(patients).repeat_interleave(torch.tensor(count)) for count in counts])
-    step = PrivateStep(student, teacher, method.objective, trainable)
+    step = PrivateStep(student, teacher, method.objective, tuple(dict(student.named_parameters())))
     return Case(method, step, alone, _joined(alone, counts), patient)
 
 
@@ -106,11 +106,9 @@ def _joined(alone: tuple[Batch, ...], counts: list[list[int]]) -> Batch:
 
 def private_step(of: Case, optimiser: torch.optim.Optimizer, number: int) -> None:
     """Take a whole private step as training does."""
-    total = step_sum(of.step, [(of.batch, of.patient)], 1.0)
-    stream = SecretStream(_SECRET)
     gradient = noised(
-        total,
-        lambda count: torch.from_numpy(stream.normals("noise", number, count)),
+        step_sum(of.step, [(of.batch, of.patient)], 1.0),
+        partial(_normals, SecretStream(_SECRET), number),
         noise_multiplier=1.0,
         clip_norm=1.0,
         divisor=float(PATIENTS),
@@ -138,11 +136,15 @@ def step_ratio(*, pairs: int = 11) -> float:
     optimiser = torch.optim.AdamW(of.step.student.parameters(), lr=1e-5)
     private_step(of, optimiser, 0)
     open_step(of, optimiser)
-    ratios = []
-    for number in range(1, pairs + 1):
-        taken = _cpu_s(lambda: open_step(of, optimiser))
-        ratios.append(_cpu_s(lambda number=number: private_step(of, optimiser, number)) / taken)
-    return statistics.median(ratios)
+    pairs_s = [
+        (_cpu_s(partial(open_step, of, optimiser)), _cpu_s(partial(private_step, of, optimiser, number)))
+        for number in range(1, pairs + 1)
+    ]
+    return statistics.median(private / without for without, private in pairs_s)
+
+
+def _normals(stream: SecretStream, step: int, count: int) -> Tensor:
+    return torch.from_numpy(stream.normals("noise", step, count))
 
 
 def _cpu_s(work: Callable[[], object]) -> float:
@@ -169,7 +171,7 @@ def noise_std_error(*, draws: int = 1_000_000) -> float:
     sigma, clip_norm, stream = 1.3, 0.7, SecretStream(_SECRET)
     noise = noised(
         {"all": torch.zeros(draws, dtype=torch.float64)},
-        lambda count: torch.from_numpy(stream.normals("noise", 0, count)),
+        partial(_normals, stream, 0),
         noise_multiplier=sigma,
         clip_norm=clip_norm,
         divisor=1.0,
@@ -179,8 +181,7 @@ def noise_std_error(*, draws: int = 1_000_000) -> float:
 
 def noise_2m_s() -> float:
     """Return the seconds for two million normals: the smallest of five."""
-    stream = SecretStream(_SECRET)
-    return min(_cpu_s(lambda step=step: stream.normals("noise", step, 2_000_000)) for step in range(5))
+    return min(_cpu_s(partial(_normals, SecretStream(_SECRET), step, 2_000_000)) for step in range(5))
 
 
 def accountant_difference() -> float:
@@ -222,8 +223,8 @@ def _lot(cache: Path) -> TrainingData:
     hospital = simulated_hospitals(config, nodes=1)[0]
     store = hospital.store()
     rows = hospital.evaluation_rows(store, "train")
-    few = rows[np.isin(store.patient[rows], np.unique(store.patient[rows])[:LOT])]
-    return TrainingData(hospital.name, store, replace(hospital, rows=few).pools(store))
+    lot = rows[np.isin(store.patient[rows], np.unique(store.patient[rows])[:LOT])]
+    return TrainingData(hospital.name, store, replace(hospital, rows=lot).pools(store))
 
 
 def _memory(kind: str, cache: Path) -> float:
@@ -256,17 +257,15 @@ def _peak_bytes() -> float:
 
 
 def write_ledger(folder: Path) -> None:
-    """Write 10,000 entries: reservations of five mechanisms over 20 jobs, and their commits."""
-    started = datetime(2026, 1, 1, tzinfo=UTC)
-    ledger.create_ledger(folder, site="bench", population="patients", now=lambda: started)
+    """Write 10,000 entries: reservations of 20 jobs, five mechanisms in all, and their commits."""
+    ledger.create_ledger(folder, site="bench", population="patients", now=lambda: _STARTED)
     key = Ed25519PrivateKey.from_private_bytes((folder / ledger.KEY_FILE).read_bytes())
     lines = [(folder / ledger.FILE).read_text()]
     head = ledger.read_ledger(folder).head.sha256
     for sequence in range(1, LEDGER_ENTRIES):
-        time_then = started + timedelta(minutes=sequence)
-        entry = Entry(sequence=sequence, previous=head, time=time_then, body=_body(sequence))
-        sealed = seal(entry, key)
-        lines.append(sealed.line + "\n")
+        then = _STARTED + timedelta(minutes=sequence)
+        sealed = seal(Entry(sequence=sequence, previous=head, time=then, body=_body(sequence)), key)
+        lines.append(f"{sealed.line}\n")
         head = chained(head, (sealed.digest,))
     (folder / ledger.FILE).write_text("".join(lines))
 
@@ -275,15 +274,14 @@ def _body(sequence: int) -> Body:
     """Return a reservation at odd places, behind each its commit."""
     if sequence % 2 == 0:
         return Commit(reservation=sequence - 1, reply_sha256=f"{sequence:064x}")
-    number = sequence // 2
-    job, mechanism = number * JOBS * 2 // LEDGER_ENTRIES, MECHANISMS[number % len(MECHANISMS)]
-    hashed = f"{sequence:064x}"
+    number, hashed = sequence // 2, f"{sequence:064x}"
+    job = number * JOBS * 2 // LEDGER_ENTRIES
     return Reservation(
         binding=Binding(
             job_id=f"job-{job}", round=number, plan_sha256=hashed, weights_sha256=hashed, data_fingerprint="bench"
         ),
         commitment=hashed,
-        dp=_privacy(mechanism, patients=50_000),
+        dp=_privacy(_mechanism_of(job), patients=50_000),
         steps=STEPS,
         total_steps=STEPS * LEDGER_ENTRIES,
         epsilon_run=1.0,
@@ -297,6 +295,10 @@ def _body(sequence: int) -> Body:
         code="bench",
         method_sha256=hashed,
     )
+
+
+def _mechanism_of(job: int) -> Mechanism:
+    return MECHANISMS[job % len(MECHANISMS)]
 
 
 def _privacy(mechanism: Mechanism, *, patients: int) -> PatientPrivacy:
@@ -321,12 +323,13 @@ def _price_one_more(folder: Path) -> float:
     import scipy.fft
     import scipy.special  # noqa: F401
 
-    books = Books(folder, "bench", PopulationSettings(declared_patients=50_000))
+    coordinator, population = Ed25519PrivateKey.generate(), PopulationSettings(declared_patients=50_000)
+    books = Books(folder, "bench", population)
     started = time.perf_counter()
-    with books.opened(None, Ed25519PrivateKey.generate().public_key()) as opened:
-        if opened.head.length != LEDGER_ENTRIES or opened.head == LedgerHead():
+    with books.opened(None, coordinator.public_key()) as opened:
+        if opened.head.length != LEDGER_ENTRIES:
             raise RuntimeError("not the ledger that was written")
-        books.priced(opened.entries, f"job-{JOBS - 1}", MECHANISMS[0], STEPS)
+        books.priced(opened.entries, f"job-{JOBS - 1}", _mechanism_of(JOBS - 1), STEPS)
     return time.perf_counter() - started
 
 

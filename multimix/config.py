@@ -151,7 +151,7 @@ def preset(name: PresetName, *, image_size: int = 128, width: int = 16) -> Metho
             dropout=0.1,
             dropout_kind="channel",
         ),
-        optimiser=OptimiserConfig(learning_rate=4e-2 if private else 1e-3, schedule="cosine", weight_decay=1e-4),
+        optimiser=OptimiserConfig(learning_rate=2e-2 if private else 1e-3, schedule="cosine", weight_decay=1e-4),
     )
 
 

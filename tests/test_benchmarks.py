@@ -54,6 +54,7 @@ def test_the_committed_results_keep_the_bounds_that_were_set():
         "dp_memory_ratio": 1.5,
         "dp_clipped_sum_difference": 1e-12,
         "dp_noise_std_error": 0.01,
+        "dp_epsilon_accountant_difference": 0.02,
         "ledger_pricing_s_10k": 2.0,
     }
     assert {key: results[key] for key in at_least if results[key] < at_least[key]} == {}

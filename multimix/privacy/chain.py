@@ -26,7 +26,7 @@ from multimix.contract.signing import public_key
 from multimix.errors import Refused
 from multimix.privacy.entries import Entry, Genesis
 
-_LINE: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+_quoted: Final = json.encoder.encode_basestring_ascii  # a text as JSON, ten thousand times
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Sealed:
     @property
     def line(self) -> str:
         """As it stands in the file, without the end of line."""
-        return _LINE.encode({"document": self.document, "signature": self.signature})
+        return f'{{"document":{_quoted(self.document)},"signature":{_quoted(self.signature)}}}'
 
     @property
     def digest(self) -> str:

@@ -88,6 +88,10 @@ NOT_COVERED: Final = (
         "The noise is computed in floating point; the rounding can in principle tell more than the ideal Gaussian "
         "of the proof (Mironov 2012)."
     ),
+    (
+        "Noise and sampling of a run are fixed by its first reservation. Those of a later run may have been chosen with "
+        "earlier answers in sight; the sum over runs is proved for settings that do not depend on them."
+    ),
     "The time that a reply takes, and whether one comes at all, can depend on the data and carries no noise.",
     "Data used for pretraining, before the first round, is protected only if it is in a ledger of its own.",
     (
