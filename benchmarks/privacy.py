@@ -194,7 +194,6 @@ def accountant_difference() -> float:
     return max(each.difference for each in prices)
 
 
-# ------------------------------------------------------------------------------------- in processes of their own
 def memory_ratio() -> float:
     """Return the peak memory of a private step over that of an open one on the same 64 patients, above the start."""
     with tempfile.TemporaryDirectory() as folder:

@@ -60,7 +60,7 @@ def simulated_books(config: RunConfig, hospital: Hospital, plan: RoundPlan) -> B
     folder = simulated_ledger(config, plan.job_id, hospital.name)
     if not (folder / FILE).exists():
         create_ledger(folder, site=hospital.name, population=population.name)
-    seed = f"{config.seed}|{plan.job_id}" if config.dp_seeded else None
+    seed = str(config.seed) if config.dp_seeded else None
     return Books(folder, hospital.name, population, seed=seed)
 
 
