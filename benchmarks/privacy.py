@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -36,7 +36,7 @@ from multimix.objective import Batch
 from multimix.privacy import ledger
 from multimix.privacy.accountant import Mechanism, default_delta, price
 from multimix.privacy.chain import seal
-from multimix.privacy.dp_sgd import PrivateStep, noised, one_patient_at_a_time, step_sum
+from multimix.privacy.dp_sgd import ONE_EACH, Named, PrivateStep, noised, step_sum
 from multimix.privacy.entries import Binding, Body, Commit, Entry, Reservation
 from multimix.privacy.noise import SecretStream
 from multimix.privacy.training import train_privately
@@ -107,7 +107,7 @@ def _joined(alone: tuple[Batch, ...], counts: list[list[int]]) -> Batch:
 def private_step(of: Case, optimiser: torch.optim.Optimizer, number: int) -> None:
     """Take a whole private step as training does."""
     gradient = noised(
-        step_sum(of.step, [(of.batch, of.patient)], 1.0),
+        step_sum(of.step, [[batch] for batch in of.alone], 1.0),
         partial(_normals, SecretStream(_SECRET), number),
         noise_multiplier=1.0,
         clip_norm=1.0,
@@ -153,6 +153,21 @@ def _cpu_s(work: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
+def one_patient_at_a_time(step: PrivateStep, alone: Iterable[Batch], clip_norm: float) -> Named:
+    """Return the clipped sum by the ordinary step of each patient: brute force, what the sum must equal."""
+    total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in step.parameters().items()}
+    for batch in alone:
+        step.student.zero_grad(set_to_none=True)
+        dropout = Dropout(batch.dropout_seeds, step.objective.dropout, step.objective.dropout_kind)
+        step_gradients(step.student, step.teacher, batch, ONE_EACH, step.objective, ramp=step.ramp, dropout=dropout)
+        mine = {name: value.grad.double() for name, value in step.parameters().items() if value.grad is not None}
+        norm = sum(float(value.square().sum()) for value in mine.values()) ** 0.5
+        for name, value in mine.items():
+            total[name] += value * min(1.0, clip_norm / max(norm, 1e-300))
+    step.student.zero_grad(set_to_none=True)
+    return total
+
+
 def clipped_sum_difference() -> float:
     """Return how far the sum is from one patient at a time, in float64 and in units of the clip norm, 1.
 
@@ -161,7 +176,7 @@ def clipped_sum_difference() -> float:
     method = preset("modern", image_size=64, width=4)
     objective = method.objective.model_copy(update={"confidence_threshold": 0.0})
     of = case(method.model_copy(update={"objective": objective}), patients=6, images=3, dtype=torch.float64)
-    fast = step_sum(of.step, [(of.batch, of.patient)], 1.0)
+    fast = step_sum(of.step, [[batch] for batch in of.alone], 1.0)
     slow = one_patient_at_a_time(of.step, of.alone, 1.0)
     return max(float((fast[name] - slow[name]).abs().max()) for name in fast)
 

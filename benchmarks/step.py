@@ -19,7 +19,7 @@ from torch.utils.flop_counter import flop_registry
 from multimix.batches import slots
 from multimix.config import MethodConfig, preset
 from multimix.network import MultiMixNetwork, new_network
-from multimix.objective import Batch, Losses, Slots, bernoulli_divergence, dice_loss, _pseudo
+from multimix.objective import Batch, Losses, Slots, _pseudo, bernoulli_divergence, dice_loss
 from multimix.training import step_gradients
 
 RELEASED_GFLOP_5X10_256PX = 1364.7  # 50 images x (6 encoder passes + 3 decoder passes), of the prototype

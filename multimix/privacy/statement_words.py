@@ -89,8 +89,13 @@ NOT_COVERED: Final = (
         "of the proof (Mironov 2012)."
     ),
     (
-        "Noise and sampling of a run are fixed by its first reservation. Those of a later run may have been chosen with "
-        "earlier answers in sight; the sum over runs is proved for settings that do not depend on them."
+        "Noise and sampling of a run are fixed by its first reservation. Those of a later run, and the coordinator "
+        "decides what it calls a run, may have been chosen with earlier answers in sight; the sum over runs is proved "
+        "for settings that do not depend on them."
+    ),
+    (
+        "A patient is whoever has one PatientID at this site: images without one, and the same person under two, count "
+        "as patients of their own."
     ),
     "The time that a reply takes, and whether one comes at all, can depend on the data and carries no noise.",
     "Data used for pretraining, before the first round, is protected only if it is in a ledger of its own.",

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from multimix.batches import TrainingData, make_batch, roles_of
 from multimix.config import MethodConfig
@@ -26,7 +25,7 @@ from multimix.privacy.noise import SecretStream
 from multimix.training import add_proximal_gradient, average_into, learning_rate, unlabelled_ramp
 from multimix.weights import export
 
-CHUNK_PATIENTS = 16  # loaded and augmented at once; one with more images makes a chunk of its own size
+CHUNK_IMAGES = 8  # of one patient, computed at once: bounds memory
 
 
 @dataclass(frozen=True)
@@ -139,9 +138,9 @@ class _Draws:
         rate, images = dp.sampling_rate, dp.images_per_patient
         drawn = self.population.sample(self.stream, index, rate=rate, images_per_patient=images)
         seed = self.stream.text_seed()
-        chunks = _chunks(self.data, drawn, self.method, seed=seed, step=number, device=device)
+        patients = _patients(self.data, drawn, self.method, seed=seed, step=number, device=device)
         return noised(
-            step_sum(step, chunks, dp.clip_norm),
+            step_sum(step, patients, dp.clip_norm),
             lambda count: torch.from_numpy(self.stream.normals("noise", index, count)),
             noise_multiplier=dp.noise_multiplier,
             clip_norm=dp.clip_norm,
@@ -149,7 +148,7 @@ class _Draws:
         )
 
 
-def _chunks(
+def _patients(
     data: TrainingData,
     drawn: list[np.ndarray],
     method: MethodConfig,
@@ -157,12 +156,12 @@ def _chunks(
     seed: str,
     step: int,
     device: torch.device,
-) -> Iterator[tuple[Batch, Tensor]]:
-    """Yield batches of whole patients, and the number of each image's patient within its batch."""
-    for start in range(0, len(drawn), CHUNK_PATIENTS):
-        rows = np.concatenate(drawn[start : start + CHUNK_PATIENTS])
-        roles = roles_of(np.sort(rows), data.pools, method)
-        if len(roles.rows):
-            _, patient = np.unique(data.store.patient[roles.rows], return_inverse=True)
-            batch = make_batch(data, roles, method, seed=seed, step=step, device=device)
-            yield batch, torch.from_numpy(patient).to(device)
+) -> Iterator[Iterator[Batch]]:
+    """Yield each drawn patient's images alone, loaded and augmented when asked for, a few at a time."""
+
+    def batches(rows: np.ndarray) -> Iterator[Batch]:
+        for start in range(0, len(rows), CHUNK_IMAGES):
+            roles = roles_of(rows[start : start + CHUNK_IMAGES], data.pools, method)
+            yield make_batch(data, roles, method, seed=seed, step=step, device=device)
+
+    return (batches(rows) for rows in drawn)

@@ -1,4 +1,4 @@
-"""The same loss as `multimix.objective`, as rows of one fixed shape: what per-record gradients are taken of.
+"""An independent oracle: the loss of `multimix.objective` as rows of one fixed shape, and `vmap(grad)` over them.
 
 `torch.func.vmap(grad)` wants one function of one record. Here a record is one view of one image together with
 all that its loss compares with: targets, bridge and dropout masks are data, and what does not apply has weight 0.
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from multimix.config import NetworkConfig, ObjectiveConfig
 from multimix.network import BLOCKS, Dropout, MultiMixNetwork
-from multimix.objective import Batch, Slots, Targets, bernoulli_divergence, dice_loss
+from multimix.objective import Batch, Slots, Targets, bernoulli_divergence, dice_loss, targets
+from multimix.privacy.dp_sgd import ONE_EACH, Named, PrivateStep
 
-ONE_EACH = Slots(labelled=1, masked=1, unlabelled_classification=1, unlabelled_segmentation=1)
 Row = dict[str, Tensor]
 
 
@@ -161,3 +161,20 @@ def loss_at(module: ImageLoss, parameters: Mapping[str, Tensor], row: Row) -> Te
     named = {f"network.{name}": value for name, value in parameters.items()}
     loss: Tensor = functional_call(module, named, (row,))
     return loss
+
+
+def patient_gradients(step: PrivateStep, batch: Batch, patient: Tensor) -> Named:
+    """Return all patients' summed gradients at once, by name [patients, ...]; `patient` numbers the batch's images."""
+    objective, module = step.objective, ImageLoss(step.student, step.objective)
+    target = targets(step.student, step.teacher, batch, objective)
+    dropout = Dropout(batch.dropout_seeds, objective.dropout, objective.dropout_kind)
+    weights = weights_of(objective, ONE_EACH, step.ramp)
+    learning = {name: value.detach() for name, value in step.parameters().items()}
+    total = {name: value.new_zeros((int(patient.max()) + 1, *value.shape)) for name, value in learning.items()}
+    for part in examples(step.student.config, batch, target, objective, weights, dropout=dropout):
+        if len(part):
+            with torch.no_grad():  # of the frozen parameters; `grad` takes its own all the same
+                found = vmap(grad(lambda p, r: loss_at(module, p, r)), in_dims=(None, 0))(learning, part.rows)
+            for name, gradient in found.items():
+                total[name].index_add_(0, patient[part.source], gradient)
+    return total

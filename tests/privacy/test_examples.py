@@ -1,12 +1,13 @@
 import pytest
 import torch
 from privacy.batches import batch_of, networks
+from privacy.examples import ImageLoss, examples, loss_at, weights_of
 from torch.func import grad, vmap
 
 from multimix.config import preset, row
-from multimix.examples import ONE_EACH, ImageLoss, examples, loss_at, weights_of
 from multimix.network import Dropout
 from multimix.objective import Slots, targets
+from multimix.privacy.dp_sgd import ONE_EACH
 from multimix.training import step_gradients
 
 

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.privacy import one_patient_at_a_time
 from multimix.batches import TrainingData, make_batch, roles_of
 from multimix.config import preset, row
 from multimix.contract.messages import LocalWork, module_of
@@ -17,7 +18,7 @@ from multimix.data.sampling import Pools
 from multimix.data.store import Store
 from multimix.errors import Refused
 from multimix.network import MultiMixNetwork, new_network
-from multimix.privacy.dp_sgd import PrivateStep, one_patient_at_a_time
+from multimix.privacy.dp_sgd import PrivateStep
 from multimix.privacy.noise import SecretStream
 from multimix.privacy.training import Population, taught_pools, train_privately
 from multimix.training import average_into, learning_rate, unlabelled_ramp
