@@ -6,7 +6,7 @@ all that the ledger holds, over all runs, and refused beyond the budget before a
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -31,12 +31,13 @@ from multimix.privacy.entries import (
 )
 from multimix.privacy.history import history_of, job_of, non_private
 from multimix.privacy.history import reservations as reservations_of
-from multimix.privacy.ledger import Ledger, open_ledger, utcnow
+from multimix.privacy.ledger import Ledger, open_ledger, read_ledger, utcnow
 from multimix.privacy.officer import signed_by_officer
 from multimix.privacy.reservations import Reservations, Stage
 from multimix.version import __version__
 
 _MOST_FORECAST_STEPS: Final = 1_000_000  # the accountants price up to twice as many
+_MOST_PROVED_ENTRIES: Final = 99_990  # of the 100,000 of an extension; an order enters a few more
 _MOST_PRICED_EPSILON: Final = 100.0  # they refuse what costs more, whatever the budget
 
 
@@ -60,11 +61,24 @@ class Books:
 
     @contextmanager
     def opened(self, known: Countersignature | None, coordinator: Ed25519PublicKey) -> Iterator[Ledger]:
-        """Open the ledger, alone, and hold it against the head that the server last countersigned."""
-        with open_ledger(self.folder, site=self.site, population=self.population.name, now=self.now) as ledger:
+        """Open the ledger, alone, for an answer, and hold it against the head that the server last countersigned.
+
+        Raises:
+            Refused: `countersignature_missing` where the server withholds what it gave before,
+                `ledger_extension_too_long` before anything is entered that could not be proved, and those of
+                `open_ledger` and `Ledger.keep_countersignature`.
+        """
+        with self.opened_to_refuse() as ledger:
             if known is not None:
                 ledger.keep_countersignature(known, coordinator)
+            elif ledger.countersigned() is not None:
+                raise Refused("countersignature_missing", "the order brings no countersignature")
+            check_provable(self.extension(ledger, known))
             yield ledger
+
+    def opened_to_refuse(self) -> AbstractContextManager[Ledger]:
+        """Open the ledger, alone, for nothing but the entry of a refusal; Refused as `open_ledger`."""
+        return open_ledger(self.folder, site=self.site, population=self.population.name, now=self.now)
 
     def answer(self, ledger: Ledger, order: Order, train: Callable[[bytes], bytes]) -> bytes:
         """Return the one reply to a private order: the stored one, or that of `train`, given the secret.
@@ -188,6 +202,14 @@ class Books:
             for entry in entries
         )
 
+    def non_private_signed(self) -> bool:
+        """Whether the officer allows training without privacy; not where the ledger cannot be read."""
+        try:
+            ledger = read_ledger(self.folder, site=self.site, population=self.population.name)
+        except Refused:
+            return False
+        return self.officer_allows(ledger.entries, "allow_non_private", since_exposure=False)
+
     def extension(self, ledger: Ledger, known: Countersignature | None) -> Extension:
         """Return the proof that the ledger has grown from what the server knows."""
         return ledger.extension(known.head if known else LedgerHead())
@@ -202,6 +224,12 @@ def _private(plan: RoundPlan) -> tuple[PatientPrivacy, int]:
     if plan.dp is None or plan.work is None:
         raise Refused("plan_incomplete")
     return plan.dp, plan.work.steps
+
+
+def check_provable(extension: Extension) -> None:
+    """Refuse `ledger_extension_too_long` where the entries of one more order might not fit into a proof."""
+    if len(extension.digests) > _MOST_PROVED_ENTRIES:
+        raise Refused("ledger_extension_too_long", f"{len(extension.digests)} entries, at most {_MOST_PROVED_ENTRIES}")
 
 
 def check_order(entries: tuple[Entry, ...], plan: RoundPlan, plan_sha256: Sha256) -> None:

@@ -5,7 +5,7 @@ anything of a patient that the ledger does not know of. Another counts its image
 """
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Final
@@ -37,17 +37,18 @@ class Declared:
 
     population: PopulationSettings
     pseudonyms: Pseudonyms
+    non_private_signed: Callable[[], bool] = lambda: False  # whether the officer allows training without privacy
 
 
 def card_for(
     hospital: Hospital, store: Store, policy: SitePolicy, *, declared: Declared | None, device: str, synthetic: bool
 ) -> SiteCard:
-    """Return the card that policy lets leave: declared numbers only, unless training without privacy is allowed too.
+    """Return the card that policy lets leave: declared numbers only, unless policy and officer allow more.
 
     Raises:
         Refused: as `site_card`, which a site that declared nothing gets.
     """
-    if declared is None or policy.allow_non_private:
+    if declared is None or (policy.allow_non_private and declared.non_private_signed()):
         return site_card(hospital, store, policy, device=device, synthetic=synthetic)
     return declared_card(hospital, store, declared, device=device, synthetic=synthetic)
 

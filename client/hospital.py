@@ -59,7 +59,9 @@ def card_of(site: SiteFolder, *, device: str) -> SiteCard:
 def declared_of(site: SiteFolder) -> Declared | None:
     """Return what the hospital declared of its patients, if it did; SiteError as `SiteFolder.read_secret`."""
     population = site.settings.population
-    return None if population is None else Declared(population, site.pseudonyms())
+    if population is None:
+        return None
+    return Declared(population, site.pseudonyms(), books_of(site).non_private_signed)
 
 
 def books_of(site: SiteFolder) -> Books:

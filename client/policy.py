@@ -15,6 +15,7 @@ from multimix.contract.messages import RoundPlan
 from multimix.contract.privacy import MECHANISM, PatientPrivacy
 from multimix.errors import Refused
 
+_WITH_A_LOSS = frozenset({"classifier", "decoder"})  # the encoder alone has nothing to learn from
 _ABSURD = 1e6  # no parameter of a sensible plan is as large
 
 
@@ -63,7 +64,7 @@ def _check_training(plan: RoundPlan, policy: SitePolicy) -> None:
         _check_privacy(plan.dp, policy)
     elif not policy.allow_non_private:
         raise Refused("dp_required", "this site trains with differential privacy only")
-    if plan.dp is not None and plan.round > plan.dp.rounds:
+    if plan.dp is not None and not 1 <= plan.round <= plan.dp.rounds:
         raise Refused("dp_rounds", f"round {plan.round} of {plan.dp.rounds}")
     if plan.work.steps > policy.maximum_steps:
         raise Refused("too_many_steps", f"asked {plan.work.steps}, allowed {policy.maximum_steps}")
@@ -87,6 +88,8 @@ def _check_privacy(dp: PatientPrivacy, policy: SitePolicy) -> None:
         raise Refused("dp_parameters", "a value outside its range")
     if not dp.modules or len(set(dp.modules)) != len(dp.modules) or set(dp.module_weights) != set(dp.modules):
         raise Refused("dp_parameters", "modules and their weights")
+    if not _WITH_A_LOSS & set(dp.modules):
+        raise Refused("dp_parameters", "neither classifier nor decoder")
     if dp.clip_norm > policy.maximum_clip_norm:
         raise Refused("dp_clip_norm", f"asked {dp.clip_norm:g}, allowed {policy.maximum_clip_norm:g}")
     if dp.noise_multiplier < policy.minimum_noise_multiplier:

@@ -37,6 +37,12 @@ REMEDIES: Final = MappingProxyType(
         "coordinator, who has to take it in by hand.",
         "countersignature_invalid": "countersigned.json is damaged, or is not by the coordinator of site.toml. Check "
         "server.coordinator_key, and ask the coordinator for the newest countersignature.",
+        "countersignature_missing": "The coordinator countersigned this ledger before, and its order does not show it. "
+        "Ask the coordinator to restore the server's heads.jsonl; until then nothing is trained.",
+        "training_failed": "Training broke off at this site; what was reserved stays spent, and the same order is "
+        "answered again at no further cost. The agent's log names the error and its place: please report that line.",
+        "evaluation_failed": "Evaluation broke off at this site. The agent's log names the error and its place: please "
+        "report that line.",
         "officer_unknown": "This is not the key of the officer whom site.toml names (population.officer_key). Take the "
         "right key file, or have the hospital enter this officer's public key.",
         "population_exposed": "These patients trained without privacy. Further private training needs the officer: "

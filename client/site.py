@@ -1,7 +1,9 @@
 """One round at a hospital, in process: images, torch and policy stay on this side of `Site`."""
 
+import logging
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -43,6 +45,8 @@ from multimix.privacy.training import train_privately
 from multimix.samples import sample_pictures
 from multimix.training import resolve_device, train
 from multimix.weights import export, load_into
+
+log = logging.getLogger("multimix.client")
 
 
 @dataclass
@@ -165,6 +169,11 @@ class LocalSite:
         with self._refusals_entered(plan, signed):
             network = self._admitted(plan, signed, weights)
             extension = self._evaluation_entered(plan, signed) if self.books_of else None
+            return self._evaluated(plan, signed, network, extension)
+
+    def _evaluated(
+        self, plan: RoundPlan, signed: SignedPlan, network: MultiMixNetwork, extension: Extension | None
+    ) -> Evaluated:
         report = self._evaluation(plan, signed, network).model_copy(update={"ledger": extension})
         count = min(plan.pictures, self.policy.pictures)
         pictures: tuple[Picture, ...] = ()
@@ -209,16 +218,31 @@ class LocalSite:
 
     @contextmanager
     def _refusals_entered(self, plan: RoundPlan, signed: SignedPlan) -> Iterator[None]:
-        """Enter the refusal of a signed plan in the ledger, where there is one that can be written."""
+        """Enter the refusal of a signed plan in the ledger, where there is one that can be written.
+
+        At a site with books any other error is the refusal `training_failed` or `evaluation_failed`: its text, and
+        which error it was, may tell of patients.
+        """
         try:
             yield
         except Refused as refused:
-            if self.books_of is not None and not refused.reason.startswith(("ledger_", "countersignature_")):
-                with suppress(Refused):
-                    books = self.books_of(plan)
-                    with books.opened(None, self.coordinator) as ledger:
-                        books.enter_refusal(ledger, plan, signed.sha256, refused.reason)
+            self._enter_refusal(plan, signed, refused.reason)
             raise
+        except Exception as error:
+            if self.books_of is None:
+                raise
+            reason = "training_failed" if plan.kind == "train" else "evaluation_failed"
+            log.error("%s: %s at %s", reason, type(error).__name__, _place(error))  # noqa: TRY400
+            self._enter_refusal(plan, signed, reason)
+            raise Refused(reason) from None
+
+    def _enter_refusal(self, plan: RoundPlan, signed: SignedPlan, reason: str) -> None:
+        if self.books_of is None or reason.startswith(("ledger_", "countersignature_")):
+            return
+        with suppress(Exception):  # the refusal goes out, whatever keeps it from being entered
+            books = self.books_of(plan)
+            with books.opened_to_refuse() as ledger:
+                books.enter_refusal(ledger, plan, signed.sha256, reason)
 
     def _evaluation_entered(self, plan: RoundPlan, signed: SignedPlan) -> Extension | None:
         """Enter that exact figures of patients held back from training are about to leave."""
@@ -287,6 +311,13 @@ class LocalSite:
             statistics=suppress_small_cells(statistics, minimum=self.policy.minimum_cohort),
             seconds={"evaluation": time.perf_counter() - started, "evaluation_model": spent.model_s},
         )
+
+
+def _place(error: Exception) -> str:
+    """Return module and line of our code where the error came through."""
+    frames = [(str(frame.f_globals.get("__name__")), line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    ours = [f"{name}:{line}" for name, line in frames if name.partition(".")[0] in {"client", "multimix"}]
+    return ours[-1] if ours else "?"
 
 
 def _check_finite(weights: Weights) -> None:

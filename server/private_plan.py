@@ -21,6 +21,8 @@ BUDGET_REASONS = ("dp_budget_run", "dp_budget_lifetime")
 _BEFORE_TRAINING = {
     "agent_unavailable",
     "batch_too_large",
+    "countersignature_invalid",
+    "countersignature_missing",
     "device_unavailable",
     "image_size",
     "job_not_approved",
@@ -39,10 +41,12 @@ _MODULE_NAMES: tuple[ModuleName, ...] = ("encoder", "classifier", "decoder")
 
 
 def chosen_modules(config: RunConfig) -> tuple[ModuleName, ...]:
-    """Return the modules that learn; RunConfigError `dp_modules` for a name that is none."""
+    """Return the modules that learn; RunConfigError `dp_modules` for a name that is none, and for the encoder alone."""
     asked = [name.strip() for name in config.dp_modules.split(",") if name.strip()]
     if not asked or not set(asked) <= set(MODULES):
         raise RunConfigError("dp_modules", f"dp-modules = {config.dp_modules!r}: choose among {', '.join(MODULES)}.")
+    if set(asked) == {"encoder"}:
+        raise RunConfigError("dp_modules", "dp-modules = 'encoder' trains on nothing: add classifier, decoder or both.")
     return tuple(name for name in _MODULE_NAMES if name in asked)
 
 
@@ -203,6 +207,6 @@ def forecast(dp: PatientPrivacy, *, limit_epsilon: float, local_steps: int) -> i
 
 def check_taught(plans: dict[str, PatientPrivacy]) -> None:
     """InputError `dp_nothing_taught` where a site would have nothing to learn."""
-    empty = sorted(site for site, dp in plans.items() if not dp.modules)
+    empty = sorted(site for site, dp in plans.items() if not {"classifier", "decoder"} & set(dp.modules))
     if empty:
         raise InputError("dp_nothing_taught", f"{', '.join(empty)}: no module of dp-modules can be taught there.")

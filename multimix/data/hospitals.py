@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import shutil
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -142,12 +143,21 @@ def _unknown(reason: str, key: str, value: str, known: Iterable[str]) -> RunConf
 
 
 def _site_folders(config: FederationData) -> dict[str, Hospital]:
-    """Return the hospitals of a folder of site folders, each with the store that its own intake made; else none."""
+    """Return the hospitals of a folder of site folders, each with the store that its own intake made; else none.
+
+    RunConfigError `site_is_private` where one has a ledger: a simulation enters nothing there.
+    """
     if config.data is None or not config.data.is_dir() or (config.data / "manifest.csv").exists():
         return {}
     found = {}
     for folder in sorted(config.data.iterdir()):
         if (folder / "store" / CURRENT).is_symlink():
+            if _is_private(folder):
+                raise RunConfigError(
+                    "site_is_private",
+                    f"{_plain(folder.name)} has a patient population or a ledger, or a site.toml that cannot be read. "
+                    "A simulation would train there past the ledger: leave this site out, or train with its agent.",
+                )
             store = open_store(folder / "store")
             if store.image_size != config.image_size:
                 raise RunConfigError(
@@ -158,6 +168,17 @@ def _site_folders(config: FederationData) -> dict[str, Hospital]:
             name = _plain(folder.name) or "site"
             found[name] = _hospital(name, store, np.arange(len(store)), config.seed)
     return found
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether a site folder declares a population or has a ledger; when unsure it does."""
+    try:
+        text = (folder / "site.toml").read_text("utf-8")
+        return (folder / "ledger").exists() or "population" in tomllib.loads(text)
+    except FileNotFoundError:
+        return (folder / "ledger").exists()
+    except (OSError, ValueError):
+        return True
 
 
 def _hospital(name: str, store: Store, rows: Rows, seed: int) -> Hospital:

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_hospitals import DP, KEY, POPULATION, order, plan, private_plan
 
-from client.books import Books, Order, check_order, mechanism_of
+from client.books import Books, Order, check_order, check_provable, mechanism_of
 from multimix.contract.messages import canonical_json, sha256_text
+from multimix.contract.privacy import Extension, LedgerHead, countersign
 from multimix.contract.signing import public_text, simulation_key
 from multimix.errors import Refused
 from multimix.privacy.accountant import Mechanism, price
@@ -85,6 +86,35 @@ def bodies(ledger, kind) -> list:
 
 def officer_signs(ledger, action) -> None:
     decide(ledger, action, "", OFFICER, officer_key=public_text(OFFICER))
+
+
+# --- opened for an order
+
+
+def head(length: int) -> LedgerHead:
+    return LedgerHead(length=length, sha256="a" * 64)
+
+
+@pytest.mark.parametrize(("entries", "too_long"), [(99_990, False), (99_991, True)])
+def test_an_order_begins_only_where_its_entries_still_fit_into_a_proof(entries, too_long):
+    proof = Extension(public_key="AA==", since=head(0), digests=("b" * 64,) * entries, head=head(entries))
+    if too_long:
+        assert reason(check_provable, proof) == "ledger_extension_too_long"
+    else:
+        check_provable(proof)
+
+
+def test_once_countersigned_the_ledger_opens_only_for_who_shows_it_or_to_enter_a_refusal(books):
+    with books.opened(None, KEY.public_key()) as ledger:
+        known = countersign("north", books.extension(ledger, None), KEY)
+    with books.opened(known, KEY.public_key()):
+        pass
+    with pytest.raises(Refused, match="countersignature_missing"), books.opened(None, KEY.public_key()):
+        pass
+    with books.opened_to_refuse() as ledger:
+        books.enter_refusal(ledger, private_plan(), order().sha256, "dp_noise")
+    with books.opened(known, KEY.public_key()) as ledger:
+        assert len(bodies(ledger, Refusal)) == 1
 
 
 # --- private orders

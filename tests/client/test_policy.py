@@ -18,6 +18,7 @@ class LockedHospital(Hospital):
         raise AssertionError("the store was opened")
 
 
+ENCODER_ONLY = DP.model_copy(update={"modules": ("encoder",), "module_weights": {"encoder": 8.0}})
 LOCKED = LockedHospital("locked", "train", None, None, None, None, 0)
 
 
@@ -43,6 +44,9 @@ def working(**fields: int) -> LocalWork:
         (OPEN, plan(work=None), "plan_incomplete"),
         (OPEN, plan(work=working(first_step=1)), "plan_incomplete"),
         (OPEN, plan("evaluate", evaluate_on="none"), "plan_incomplete"),
+        (PRIVATE, plan(dp=DP, round=0), "dp_rounds"),
+        (PRIVATE, plan(dp=DP, round=51), "dp_rounds"),
+        (PRIVATE, plan(dp=ENCODER_ONLY), "dp_parameters"),
         (OPEN.model_copy(update={"release_evaluation": False}), plan("evaluate"), "evaluation_not_released"),
     ],
 )
@@ -63,13 +67,14 @@ def test_each_bound_refuses_with_its_reason_before_a_pixel_is_read(policy, asked
         (OPEN, plan(work=working(first_step=5, total_steps=10))),
         (SitePolicy(release_evaluation=True), plan("evaluate")),
         (SitePolicy(), plan(dp=DP.model_copy(update={"declared_patients": 20, "sampling_rate": 0.5}))),
+        (PRIVATE, plan(dp=DP, round=1)),
         (PRIVATE, plan(dp=DP, round=50)),
         (OPEN.model_copy(update={"release_evaluation": False}), plan(evaluate_on="validation")),
         (OPEN.model_copy(update={"pictures": 0}), plan("evaluate", pictures=64)),
     ],
     ids=[
         *("open", "approved job", "exactly at the bounds", "last steps", "figures released"),
-        *("private, 10 of 20 patients a step", "private, last round"),
+        *("private, 10 of 20 patients a step", "private, first round", "private, last round"),
         *("an extra evaluation is left out, not refused", "pictures are left out, not refused"),
     ],
 )

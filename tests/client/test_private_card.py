@@ -15,8 +15,12 @@ from multimix.contract.messages import ClassCounts
 from multimix.contract.signing import public_text
 from multimix.data.pseudonyms import Pseudonyms
 from multimix.errors import SiteError
+from multimix.privacy.ledger import FILE as LEDGER
+from multimix.privacy.ledger import create_ledger, open_ledger
+from multimix.privacy.officer import decide
 
 COORDINATOR = Ed25519PrivateKey.from_private_bytes(b"c" * 32)
+OFFICER = Ed25519PrivateKey.from_private_bytes(b"o" * 32)
 POPULATION = PopulationSettings(
     declared_patients=500,
     declared_labels=ClassCounts(normal=200, pneumonia=150),
@@ -51,9 +55,55 @@ def test_every_number_on_a_private_card_is_the_declared_one(site):
     assert (found.mean_masks, found.histograms, found.withheld) == ({}, {}, ())
 
 
-def test_a_site_that_may_train_without_privacy_counts_its_patients(site):
-    counted = with_settings(site, policy=SitePolicy(allow_non_private=True))
-    assert card_of(counted, device="cpu").patients == 33
+@pytest.fixture
+def open_site(site):
+    """A site whose policy allows training without privacy, with an officer and a ledger."""
+    population = POPULATION.model_copy(update={"officer_key": public_text(OFFICER)})
+    create_ledger(site.ledger, site="north", population=population.name)
+    return with_settings(site, policy=SitePolicy(allow_non_private=True), population=population)
+
+
+def officer_signs(site, action="allow_non_private"):
+    with open_ledger(site.ledger, site="north", population=POPULATION.name) as ledger:
+        decide(ledger, action, "agreed", OFFICER, officer_key=public_text(OFFICER))
+
+
+def patients_shown(site):
+    """On the card that is printed and on the one that is sent."""
+    printed, sent = card_of(site, device="cpu"), local_site(site, COORDINATOR.public_key(), device="cpu").describe()
+    assert printed == sent
+    return printed.patients
+
+
+def test_a_site_that_may_train_without_privacy_counts_its_patients(open_site):
+    officer_signs(open_site)
+    assert patients_shown(open_site) == 33
+
+
+@pytest.mark.parametrize("action", ["note", "private_after_non_private"])
+def test_nothing_is_counted_before_the_officer_has_signed(open_site, action):
+    assert patients_shown(open_site) == 500
+    officer_signs(open_site, action)
+    assert patients_shown(open_site) == 500
+
+
+def test_the_officer_s_signature_alone_counts_nothing(open_site):
+    officer_signs(open_site)
+    assert patients_shown(with_settings(open_site, policy=SitePolicy())) == 500
+
+
+def test_a_signature_counts_nothing_where_the_settings_name_no_officer(open_site):
+    officer_signs(open_site)
+    assert patients_shown(with_settings(open_site, population=POPULATION)) == 500
+
+
+def test_nothing_is_counted_where_the_ledger_cannot_be_read(open_site):
+    officer_signs(open_site)
+    ledger = open_site.ledger / LEDGER
+    ledger.write_bytes(ledger.read_bytes().replace(b"agreed", b"denied"))
+    assert patients_shown(open_site) == 500
+    ledger.unlink()
+    assert patients_shown(open_site) == 500
 
 
 def test_a_site_that_declared_nothing_counts_its_patients(site):

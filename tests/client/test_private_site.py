@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import shutil
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -28,11 +29,12 @@ from tiny_hospitals import (
     write_radiographs,
 )
 
+from client.books import Books
 from client.site import LocalSite
 from multimix.contract.messages import LocalWork, canonical_json, weights_sha256
 from multimix.contract.privacy import countersign
 from multimix.contract.signing import SignedPlan, public_text, sign, simulation_key
-from multimix.errors import Refused
+from multimix.errors import Refused, StoreError
 from multimix.network import MultiMixNetwork
 from multimix.privacy.accountant import Mechanism, price
 from multimix.privacy.entries import Commit, Evaluation, NonPrivate, Refusal, Reservation
@@ -280,6 +282,8 @@ BAD = {
     "absurdly many patients": (dp(declared_patients=10**9), "dp_parameters"),
     "no images": (dp(images_per_patient=0), "dp_parameters"),
     "no rounds": (dp(rounds=0), "dp_parameters"),
+    "the encoder alone": (dp(modules=("encoder",), module_weights={"encoder": 8.0}), "dp_parameters"),
+    "round 0": (lambda: private_order(round=0), "dp_rounds"),
     "no module": (dp(modules=(), module_weights={}), "dp_parameters"),
     "a module twice": (dp(modules=("encoder", "encoder"), module_weights={"encoder": 1.0}), "dp_parameters"),
     "weights of others": (dp(module_weights={"encoder": 1.0, "decoder": 1.0}), "dp_parameters"),
@@ -456,13 +460,45 @@ def test_on_a_full_disk_nothing_is_trained_and_nothing_lost(site, ledger):
     assert site.train(private_order(), PRIVATE_WEIGHTS)
 
 
+def test_a_server_that_withholds_what_it_countersigned_gets_nothing(hospital, ledger):
+    attacked = Attack(hospital, ledger)
+    attacked.site.train(attacked.order, PRIVATE_WEIGHTS)
+    before, store = (ledger / FILE).read_bytes(), watched(attacked.site)
+    withheld = private_order(round=3)
+    assert refusal(attacked.site.train, withheld).reason == "countersignature_missing"
+    assert ((ledger / FILE).read_bytes(), store.reads) == (before, [])
+    shown = replace(withheld, countersigned=attacked.order.countersigned)
+    assert attacked.site.train(shown, PRIVATE_WEIGHTS)
+
+
+def test_a_refusal_is_entered_though_the_order_brings_no_countersignature(hospital, ledger):
+    attacked = Attack(hospital, ledger)
+    attacked.site.train(attacked.order, PRIVATE_WEIGHTS)
+    assert refusal(attacked.site.train, order(), WEIGHTS).reason == "dp_required"
+    assert [body.reason for body in bodies(ledger, Refusal)] == ["dp_required"]
+
+
+class UnprovableBooks(Books):
+    """Books whose ledger has grown too long to be proved."""
+
+    def extension(self, ledger, known):
+        raise Refused("ledger_extension_too_long")
+
+
+def test_a_ledger_too_long_to_prove_refuses_before_anything_is_spent(hospital, site, ledger):
+    books = UnprovableBooks(ledger, "both", POPULATION)
+    unprovable = LocalSite(hospital, PRIVATE, KEY.public_key(), device="cpu", books_of=lambda _plan: books)
+    store = watched(unprovable)
+    assert refusal(unprovable.train, private_order()).reason == "ledger_extension_too_long"
+    assert (store.reads, len(read_ledger(ledger).entries)) == ([], 1)
+
+
 # --- a crash
 
 
 def test_a_crash_in_training_stays_spent_and_the_retry_draws_the_same_noise(hospital, site, ledger):
     watched(site).faults.append(RuntimeError("out of memory"))
-    with pytest.raises(RuntimeError):
-        site.train(private_order(), PRIVATE_WEIGHTS)
+    assert refusal(site.train, private_order()).reason == "training_failed"
     (reserved,) = bodies(ledger, Reservation)
     assert bodies(ledger, Commit) == []
     restarted = private_site(hospital, ledger)
@@ -478,8 +514,7 @@ def test_a_crash_in_training_stays_spent_and_the_retry_draws_the_same_noise(hosp
 
 def test_a_retry_on_other_images_is_another_reservation_with_another_secret(later, site, ledger):
     watched(site).faults.append(RuntimeError("out of memory"))
-    with pytest.raises(RuntimeError):
-        site.train(private_order(), PRIVATE_WEIGHTS)
+    assert refusal(site.train, private_order()).reason == "training_failed"
     private_site(later, ledger).train(private_order(), PRIVATE_WEIGHTS)
     first, second = bodies(ledger, Reservation)
     assert first.commitment != second.commitment
@@ -490,9 +525,52 @@ def test_what_a_crash_spent_counts_against_the_budget(hospital, ledger):
     population = POPULATION.model_copy(update={"epsilon_lifetime": (cost(2) + cost(4)) / 2})
     site = private_site(hospital, ledger, population=population)
     watched(site).faults.append(RuntimeError("out of memory"))
-    with pytest.raises(RuntimeError):
-        site.train(private_order(), PRIVATE_WEIGHTS)
+    assert refusal(site.train, private_order()).reason == "training_failed"
     assert refusal(site.train, private_order(round=2)).reason == "dp_budget_lifetime"
+
+
+ERRORS = [
+    StoreError("store_damaged", "secret-7 in /data/secret-7.png"),
+    MemoryError("secret-7"),
+    RuntimeError("secret-7"),
+    OSError(5, "Input/output error", "/data/secret-7.png"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_whatever_breaks_training_is_one_reason_entered_once_and_logged_by_type_and_place(site, ledger, error, caplog):
+    watched(site).faults.extend([error, error])
+    for _ in range(2):
+        refused = refusal(site.train, private_order())
+        assert (refused.reason, refused.detail) == ("training_failed", "")
+    assert [body.reason for body in bodies(ledger, Refusal)] == ["training_failed"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "multimix.client"]
+    assert len(lines) == 2
+    assert all(re.fullmatch(rf"training_failed: {type(error).__name__} at multimix[\w.]*:\d+", line) for line in lines)
+    assert "secret-" not in caplog.text
+
+
+def test_whatever_breaks_an_evaluation_is_one_reason_entered(hospital, ledger):
+    policy = PRIVATE.model_copy(update={"release_evaluation": True, "minimum_cohort": 4})
+    site = private_site(hospital, ledger, policy=policy)
+    watched(site).faults.append(RuntimeError("secret-7"))
+    assert refusal(site.evaluate, order("evaluate"), WEIGHTS).reason == "evaluation_failed"
+    assert [body.reason for body in bodies(ledger, Refusal)] == ["evaluation_failed"]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_who_stops_the_agent_is_not_answered_by_a_refusal(site, ledger, stop):
+    watched(site).faults.append(stop())
+    with pytest.raises(stop):
+        site.train(private_order(), PRIVATE_WEIGHTS)
+    assert bodies(ledger, Refusal) == []
+
+
+def test_a_site_without_books_tells_its_developer_what_broke(hospital):
+    site = LocalSite(hospital, OPENLY, KEY.public_key(), device="cpu")
+    watched(site).faults.append(RuntimeError("out of memory"))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        site.train(order(), WEIGHTS)
 
 
 # --- without privacy
@@ -520,8 +598,7 @@ def test_non_private_training_is_entered_before_it_begins(hospital, ledger):
     site = private_site(hospital, ledger, policy=OPENLY, population=OFFICERS)
     officer_signs(ledger, "allow_non_private")
     watched(site).faults.append(RuntimeError("out of memory"))
-    with pytest.raises(RuntimeError):
-        site.train(order(), WEIGHTS)
+    assert refusal(site.train, order(), WEIGHTS).reason == "training_failed"
     assert len(bodies(ledger, NonPrivate)) == 1
 
 

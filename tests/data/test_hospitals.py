@@ -305,3 +305,44 @@ def test_real_sources_hold_out_montgomery(tmp_path):
     assert np.bincount(store.label[kermany.labelled_classification]).tolist() == [100, 100]
     assert (len(kermany.labelled_segmentation), len(jsrt.labelled_segmentation)) == (0, 50)
     assert len(found["montgomery"].evaluation_rows(store, "test")) == 111
+
+
+@pytest.fixture
+def site_folder(data, cache, tmp_path) -> Path:
+    """A folder of one site folder, as an intake leaves it."""
+    folder = tmp_path / "sites" / "north"
+    (folder / "store").mkdir(parents=True)
+    (folder / "store" / "current").symlink_to(federation(data, cache)["alpha"].store_path)
+    (folder / "site.toml").write_text('name = "north"\n# [population]\n')
+    return folder
+
+
+def test_a_site_folder_without_a_population_is_a_hospital_of_a_simulation(site_folder, cache):
+    assert list(federation(site_folder.parent, cache)) == ["north"]
+    (site_folder / "site.toml").unlink()
+    assert list(federation(site_folder.parent, cache)) == ["north"]
+
+
+PRIVATE_FOLDERS = {
+    "a population": lambda folder: (folder / "site.toml").write_text("[population]\ndeclared_patients = 500\n"),
+    "an empty population": lambda folder: (folder / "site.toml").write_text("population = {}\n"),
+    "a ledger": lambda folder: (folder / "ledger").mkdir(),
+    "unreadable settings": lambda folder: (folder / "site.toml").write_bytes(b"name = \xff"),
+    "damaged settings": lambda folder: (folder / "site.toml").write_text("name = "),
+}
+
+
+@pytest.mark.parametrize("change", PRIVATE_FOLDERS.values(), ids=PRIVATE_FOLDERS)
+def test_a_simulation_does_not_train_past_the_ledger_of_a_site(site_folder, cache, change):
+    change(site_folder)
+    with pytest.raises(RunConfigError, match="^north ") as caught:
+        federation(site_folder.parent, cache)
+    assert caught.value.reason == "site_is_private"
+    assert "/" not in str(caught.value)
+
+
+def test_a_ledger_without_settings_keeps_a_simulation_away_too(site_folder, cache):
+    (site_folder / "site.toml").unlink()
+    (site_folder / "ledger").mkdir()
+    with pytest.raises(RunConfigError, match="past the ledger"):
+        federation(site_folder.parent, cache)

@@ -114,7 +114,6 @@ def test_a_seeded_run_says_that_it_is_not_private_in_results_report_and_ledgers(
     assert {body.seeded for body in bodies if isinstance(body, Reservation)} == {True}
 
 
-@pytest.mark.xfail(reason="the seed of a simulated site's secrets has the random job id in it", strict=True)
 def test_the_same_seed_gives_the_same_weights_bit_for_bit(seeded, fresh, tmp_path):
     run, again = seeded[0], fresh.copied(tmp_path / "again")
     again.whole()

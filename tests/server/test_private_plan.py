@@ -86,8 +86,8 @@ def test_a_module_that_the_network_lacks_is_in_no_plan():
     assert _plan(card("a"), row="u-net").modules == ("encoder", "decoder")
 
 
-@pytest.mark.parametrize("modules", ["", " , ", "encoder,head"])
-def test_modules_that_do_not_exist_are_refused(modules):
+@pytest.mark.parametrize("modules", ["", " , ", "encoder,head", "encoder", " encoder ,encoder"])
+def test_modules_that_do_not_exist_or_have_nothing_to_learn_from_are_refused(modules):
     with pytest.raises(RunConfigError) as caught:
         chosen_modules(RunConfig(dp_modules=modules))
     assert caught.value.reason == "dp_modules"
