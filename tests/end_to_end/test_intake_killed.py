@@ -193,6 +193,7 @@ def test_the_undisturbed_intake_holds_every_phantom_and_mask_once(undisturbed):
     assert leftovers(undisturbed) == []
 
 
+@pytest.mark.slow
 def test_intakes_killed_at_any_moment_leave_sites_that_open_and_that_the_next_intake_completes(
     empty, undisturbed, tmp_path
 ):

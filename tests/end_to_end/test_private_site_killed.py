@@ -158,6 +158,7 @@ def assert_all_was_answered(remains: Remains) -> None:
     assert answered == {(number, order(number).sha256) for number in range(1, rounds + 1)}
 
 
+@pytest.mark.slow
 def test_a_training_site_killed_eight_times_never_undercounts_nor_answers_twice(tmp_path):
     remains = lived(tmp_path, kills=8)
     check(remains)

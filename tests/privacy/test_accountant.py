@@ -103,6 +103,7 @@ def test_a_higher_rate_costs_more(mechanism, factor, steps):
     assert accountant._epsilon({rarer: steps}, DELTA) <= accountant._epsilon({mechanism: steps}, DELTA) + ROUNDING
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(mechanisms, mechanisms, st.integers(1, 100), st.integers(1, 100))
 def test_a_part_of_a_history_costs_less_than_the_whole(first, second, count, other):
@@ -129,6 +130,7 @@ def test_the_fast_prv_accountant_finds_what_opacus_finds(rows):
     assert prv_epsilon(rows, DELTA, about=0.0) == pytest.approx(stock.get_epsilon(DELTA), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_coarser_meshes_of_long_histories_still_bound_from_above():
     # 640,000 steps of two mechanisms exceed the mesh that error 0.01 would take. Google's default mesh is the judge:
     # its own error is 0.36 n h^2 = 0.0023 at most (measured against PRV).
@@ -269,6 +271,7 @@ def test_merging_never_understates(history):
     assert renyi_epsilon(accountant._simplified(history), DELTA) >= renyi_epsilon(exact, DELTA) - 1e-9
 
 
+@pytest.mark.slow
 def test_merging_neighbours_overstates_by_little():
     # 32 runs with noise 1.00 to 1.31: pairs stand for each other, and the noise of half of them drops by 0.01.
     history = {Mechanism(1 + index / 100, 0.01): 50 for index in range(32)}

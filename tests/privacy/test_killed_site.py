@@ -88,6 +88,7 @@ def assert_what_was_sent_was_committed(remains: Remains) -> None:
     assert {(line["sequence"], line["sha256"]) for line in remains.sent} <= committed
 
 
+@pytest.mark.slow
 def test_a_site_killed_fifteen_times_never_undercounts_nor_answers_twice(tmp_path):
     remains = killed(tmp_path / "ledger", tmp_path, times=15)
     check(remains)

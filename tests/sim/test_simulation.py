@@ -223,6 +223,7 @@ def _as_from_a_terminal():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_middle_of_a_round_exits_cleanly_and_can_be_resumed(cache, tmp_path):
     out = tmp_path / "run"
     command = [
