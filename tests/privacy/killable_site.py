@@ -16,11 +16,11 @@ from itertools import count
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from multimix.privacy.noise import commitment
 
 from multimix.contract.privacy import countersign
 from multimix.privacy.entries import Binding
 from multimix.privacy.ledger import Ledger, open_ledger
+from multimix.privacy.noise import commitment
 from multimix.privacy.reservations import Reservations, Stage
 from tests.privacy import sample_ledger as sample
 

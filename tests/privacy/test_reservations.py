@@ -7,12 +7,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from multimix.privacy.noise import commitment
 
 from multimix.contract.privacy import PatientPrivacy
 from multimix.errors import Refused
 from multimix.privacy.entries import Binding, Commit, Reservation
 from multimix.privacy.ledger import FILE, create_ledger, open_ledger, read_ledger
+from multimix.privacy.noise import commitment
 from multimix.privacy.reservations import REPLIES, SECRETS, Reservations, Stage
 from tests.privacy import sample_ledger as sample
 from tests.privacy.test_ledger import START, Clock, disk_takes
