@@ -24,7 +24,8 @@ def test_the_bundle_holds_the_four_packages_the_page_and_the_licence(bundle):
         for pattern in ("*.py", "*.html.md")
         for path in (ROOT / package).rglob(pattern)
     }
-    expected = packages | {"LICENSE", "pyproject.toml", ".info/CONTENT"}
+    template = "multimix/privacy/statement.md"  # of the Markdown statement
+    expected = packages | {template, "LICENSE", "pyproject.toml", ".info/CONTENT"}
     assert set(bundle.namelist()) == expected
 
 
