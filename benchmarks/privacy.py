@@ -155,12 +155,12 @@ def _cpu_s(work: Callable[[], object]) -> float:
 
 def one_patient_at_a_time(step: PrivateStep, alone: Iterable[Batch], clip_norm: float) -> Named:
     """Return the clipped sum by the ordinary step of each patient: brute force, what the sum must equal."""
-    total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in step.parameters().items()}
+    total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in step.learning.items()}
     for batch in alone:
         step.student.zero_grad(set_to_none=True)
         dropout = Dropout(batch.dropout_seeds, step.objective.dropout, step.objective.dropout_kind)
         step_gradients(step.student, step.teacher, batch, ONE_EACH, step.objective, ramp=step.ramp, dropout=dropout)
-        mine = {name: value.grad.double() for name, value in step.parameters().items() if value.grad is not None}
+        mine = {name: value.grad.double() for name, value in step.learning.items() if value.grad is not None}
         norm = sum(float(value.square().sum()) for value in mine.values()) ** 0.5
         for name, value in mine.items():
             total[name] += value * min(1.0, clip_norm / max(norm, 1e-300))

@@ -16,6 +16,7 @@ carry anything from one patient to the next.
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from multimix.config import ObjectiveConfig
 from multimix.errors import Refused
 from multimix.network import Dropout, MultiMixNetwork
 from multimix.objective import Batch, Slots, losses, targets
+from multimix.privacy.canaries import CanaryImages
 from multimix.saliency import view
 
 Named = dict[str, Tensor]
@@ -41,24 +43,30 @@ class PrivateStep:
     trainable: tuple[str, ...]  # names of the parameters that learn
     ramp: float = 1.0
 
-    def parameters(self) -> Named:
-        """Return the parameters that learn."""
+    @cached_property
+    def learning(self) -> Named:
+        """The parameters that learn, looked up once a step."""
         return {name: self.student.get_parameter(name) for name in self.trainable}
 
+    def loss(self, batch: Batch | CanaryImages) -> Tensor:
+        """Return the loss of some images of one patient. Task weights are constants, never divided by counts."""
+        if isinstance(batch, CanaryImages):
+            return batch.loss(self.student)
+        target = targets(self.student, self.teacher, batch, self.objective)
+        dropout = Dropout(batch.dropout_seeds, self.objective.dropout, self.objective.dropout_kind)
+        terms = losses(self.student, batch, target, self.objective, dropout)
+        return terms.total(ONE_EACH, self.objective, self.ramp)
 
-def patient_gradient(step: PrivateStep, batches: Iterable[Batch]) -> Named:
+
+def patient_gradient(step: PrivateStep, batches: Iterable[Batch | CanaryImages]) -> Named:
     """Return one patient's summed gradient, by name; parameters that no image teaches are left out.
 
-    `batches` hold that patient's images only, in as many parts as memory asks for. Task weights are constants, never
-    divided by realised counts.
+    `batches` hold that patient's images only, in as many parts as memory asks for.
     """
-    learning = step.parameters()
+    learning = step.learning
     total: Named = {}
     for batch in batches:
-        target = targets(step.student, step.teacher, batch, step.objective)
-        dropout = Dropout(batch.dropout_seeds, step.objective.dropout, step.objective.dropout_kind)
-        term = losses(step.student, batch, target, step.objective, dropout)
-        loss = term.total(ONE_EACH, step.objective, step.ramp)
+        loss = step.loss(batch)
         if not loss.requires_grad:
             continue
         found = torch.autograd.grad(loss, list(learning.values()), allow_unused=True)
@@ -77,9 +85,9 @@ def add_clipped(total: Named, gradient: Named, clip_norm: float) -> None:
             total[name].add_(value.double(), alpha=clip_norm / max(norm, clip_norm))
 
 
-def step_sum(step: PrivateStep, patients: Iterable[Iterable[Batch]], clip_norm: float) -> Named:
+def step_sum(step: PrivateStep, patients: Iterable[Iterable[Batch | CanaryImages]], clip_norm: float) -> Named:
     """Return the sum of the patients' clipped gradients in float64; zeros without any."""
-    total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in step.parameters().items()}
+    total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in step.learning.items()}
     for batches in patients:
         add_clipped(total, patient_gradient(step, batches), clip_norm)
     return total

@@ -20,6 +20,7 @@ from multimix.data.sampling import Pools
 from multimix.errors import Refused
 from multimix.network import MultiMixNetwork
 from multimix.objective import Batch
+from multimix.privacy.canaries import AUDIT_HEAD, Canaries, CanaryImages, add_head
 from multimix.privacy.dp_sgd import Named, PrivateStep, check_independence, noised, step_sum
 from multimix.privacy.noise import SecretStream
 from multimix.training import add_proximal_gradient, average_into, learning_rate, unlabelled_ramp
@@ -83,10 +84,13 @@ def train_privately(
     *,
     secret: bytes,
     progress: Callable[[int], None] | None = None,
+    canaries: Canaries | None = None,
+    watch: Callable[[int, Named], None] | None = None,
 ) -> Weights:
     """Train for `work.steps` steps; return the arrays that learnt, differentially private for every patient.
 
-    `work.images_per_group` has no meaning here: a step holds whom the sampling draws, nobody included.
+    `work.images_per_group` has no meaning here: a step holds whom the sampling draws, nobody included. An audit plants
+    canaries in the data and watches each step's noised gradient, which never leaves a site.
 
     Raises:
         Refused: `network_mixes_patients`; `nothing_taught` if no parameter learns.
@@ -95,6 +99,9 @@ def train_privately(
     learning = tuple(sorted(private_arrays(export(network), dp)))
     if not learning:
         raise Refused("nothing_taught")
+    if canaries is not None:
+        add_head(network, len(canaries.included))
+        learning = (*learning, AUDIT_HEAD)
     objective, optimiser_config = method.objective, method.optimiser
     teacher = network if objective.teacher == "student" else copy.deepcopy(network)
     plain = PrivateStep(network, teacher, objective, learning)
@@ -102,13 +109,15 @@ def train_privately(
     parameters = [network.get_parameter(name) for name in learning]
     anchors = [parameter.detach().clone() for parameter in parameters]
     optimiser = torch.optim.AdamW(parameters, weight_decay=optimiser_config.weight_decay)
-    draws = _Draws(data, method, dp, Population.of(data), SecretStream(secret))
+    draws = _Draws(data, method, dp, Population.of(data), SecretStream(secret), canaries)
     for index in range(work.steps):
         step = work.first_step + index
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(optimiser_config, step, work.total_steps)
         now = replace(plain, ramp=unlabelled_ramp(objective, step, work.total_steps))
         gradient = draws.gradient(now, index, step)
+        if watch:
+            watch(index, gradient)
         for name, parameter in zip(learning, parameters, strict=True):
             parameter.grad = gradient[name].to(parameter.dtype)
         if work.proximal_mu:
@@ -118,7 +127,8 @@ def train_privately(
             average_into(teacher, network, objective.ema_decay)
         if progress:
             progress(index + 1)
-    return private_arrays(export(network), dp)
+    sent = {name: value for name, value in export(network).items() if name != AUDIT_HEAD}
+    return private_arrays(sent, dp)
 
 
 @dataclass(frozen=True)
@@ -130,6 +140,7 @@ class _Draws:
     dp: PatientPrivacy
     population: Population
     stream: SecretStream
+    canaries: Canaries | None = None
 
     def gradient(self, step: PrivateStep, index: int, number: int) -> Named:
         """Return the noised gradient of the reservation's step `index`, the run's step `number`."""
@@ -137,8 +148,7 @@ class _Draws:
         device = next(step.student.parameters()).device
         rate, images = dp.sampling_rate, dp.images_per_patient
         drawn = self.population.sample(self.stream, index, rate=rate, images_per_patient=images)
-        seed = self.stream.text_seed()
-        patients = _patients(self.data, drawn, self.method, seed=seed, step=number, device=device)
+        patients = (self.images(rows, number, device) for rows in drawn)
         return noised(
             step_sum(step, patients, dp.clip_norm),
             lambda count: torch.from_numpy(self.stream.normals("noise", index, count)),
@@ -147,21 +157,14 @@ class _Draws:
             divisor=dp.sampling_rate * dp.declared_patients,
         )
 
-
-def _patients(
-    data: TrainingData,
-    drawn: list[np.ndarray],
-    method: MethodConfig,
-    *,
-    seed: str,
-    step: int,
-    device: torch.device,
-) -> Iterator[Iterator[Batch]]:
-    """Yield each drawn patient's images alone, loaded and augmented when asked for, a few at a time."""
-
-    def batches(rows: np.ndarray) -> Iterator[Batch]:
+    def images(self, rows: np.ndarray, step: int, device: torch.device) -> Iterator[Batch | CanaryImages]:
+        """Yield one patient's images alone, loaded and augmented when asked for, a few at a time."""
+        seed = self.stream.text_seed()
         for start in range(0, len(rows), CHUNK_IMAGES):
-            roles = roles_of(rows[start : start + CHUNK_IMAGES], data.pools, method)
-            yield make_batch(data, roles, method, seed=seed, step=step, device=device)
-
-    return (batches(rows) for rows in drawn)
+            part = rows[start : start + CHUNK_IMAGES]
+            canary = self.canaries.of(part) if self.canaries else None
+            if canary is not None:
+                yield canary
+                continue
+            roles = roles_of(part, self.data.pools, self.method)
+            yield make_batch(self.data, roles, self.method, seed=seed, step=step, device=device)

@@ -169,7 +169,7 @@ def patient_gradients(step: PrivateStep, batch: Batch, patient: Tensor) -> Named
     target = targets(step.student, step.teacher, batch, objective)
     dropout = Dropout(batch.dropout_seeds, objective.dropout, objective.dropout_kind)
     weights = weights_of(objective, ONE_EACH, step.ramp)
-    learning = {name: value.detach() for name, value in step.parameters().items()}
+    learning = {name: value.detach() for name, value in step.learning.items()}
     total = {name: value.new_zeros((int(patient.max()) + 1, *value.shape)) for name, value in learning.items()}
     for part in examples(step.student.config, batch, target, objective, weights, dropout=dropout):
         if len(part):
