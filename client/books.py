@@ -34,7 +34,7 @@ from multimix.privacy.history import reservations as reservations_of
 from multimix.privacy.ledger import Ledger, open_ledger, read_ledger, utcnow
 from multimix.privacy.officer import signed_by_officer
 from multimix.privacy.reservations import Reservations, Stage
-from multimix.version import __version__
+from multimix.version import code_version
 
 _MOST_FORECAST_STEPS: Final = 1_000_000  # the accountants price up to twice as many
 _MOST_PROVED_ENTRIES: Final = 99_990  # of the 100,000 of an extension; an order enters a few more
@@ -47,6 +47,7 @@ class Order:
 
     plan: RoundPlan
     binding: Binding
+    packed: bytes = b""  # all that was received, kept so that a private round can be replayed
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ class Books:
     def answer(self, ledger: Ledger, order: Order, train: Callable[[bytes], bytes]) -> bytes:
         """Return the one reply to a private order: the stored one, or that of `train`, given the secret.
 
+        The order itself is kept for audits, before training begins.
+
         Raises:
             Refused: `plan_replayed`, `plan_changed`, those of `reserve`, and whatever `train` refuses.
         """
@@ -96,8 +99,11 @@ class Books:
             entry, secret = reservations.reserve(
                 ledger, lambda hashed: self._reservation(ledger.entries, order, hashed), self._seeded_secret(order)
             )
-            return reservations.keep_reply(ledger, entry.sequence, train(secret))
-        return reservations.keep_reply(ledger, found.sequence, train(reservations.secret_of(found.reservation)))
+            sequence = entry.sequence
+        else:
+            sequence, secret = found.sequence, reservations.secret_of(found.reservation)
+        reservations.keep_order(ledger, order.binding, order.packed)
+        return reservations.keep_reply(ledger, sequence, train(secret))
 
     def _seeded_secret(self, order: Order) -> bytes | None:
         if self.seed is None:
@@ -137,7 +143,7 @@ class Books:
             limit_run=limits.epsilon_per_run,
             limit_lifetime=limits.epsilon_lifetime,
             delta=limits.failure_probability,
-            code=__version__,
+            code=code_version(),
             method_sha256=sha256_text(canonical_json(plan.method)),
         )
 

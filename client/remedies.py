@@ -59,6 +59,11 @@ REMEDIES: Final = MappingProxyType(
         "reply_missing": "The stored answer of a round is gone. Its budget stays spent; check the disk.",
         "reply_purged": "The stored answer was purged by the officer. It cannot be sent again.",
         "reply_damaged": "The stored answer of a round is damaged. Its budget stays spent; check the disk.",
+        "generation_gone": "The images that this round trained on are not here as they were: a patient was purged, or "
+        "the generation was replaced. That round cannot be replayed.",
+        "order_missing": "What was ordered in a round was not kept, or was purged: that round cannot be replayed.",
+        "order_damaged": "What was ordered in a round is damaged on disk: that round cannot be replayed. Check "
+        "the disk.",
         "plan_incomplete": _ASK,
         "plan_replayed": _ASK,
         "plan_changed": _ASK,

@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from client.books import Books, Order
 from client.card import Declared, card_for
+from client.envelopes import pack, pack_order, unpack
 from client.policy import SitePolicy, check, check_population
 from client.replays import Replays
-from client.replies import pack, unpack
 from multimix.batches import TrainingData
 from multimix.contract.messages import (
     EvaluateReport,
@@ -87,7 +87,7 @@ class LocalSite:
             if self.hospital.role == "held-out":
                 raise Refused("site_held_out")
             if plan.dp is not None:
-                return self._train_privately(plan, signed, network)
+                return self._train_privately(plan, signed, network, pack_order(signed, weights))
             if self.books_of is not None:
                 books = self.books_of(plan)
                 with books.opened(signed.countersigned, self.coordinator) as ledger:
@@ -99,7 +99,7 @@ class LocalSite:
                 return replace(trained, report=trained.report.model_copy(update={"ledger": extension}))
             return self._train_openly(plan, signed, network)
 
-    def _train_privately(self, plan: RoundPlan, signed: SignedPlan, network: MultiMixNetwork) -> Trained:
+    def _train_privately(self, plan: RoundPlan, signed: SignedPlan, network: MultiMixNetwork, packed: bytes) -> Trained:
         """Answer with noised weights and the ledger's head, nothing else; the same bytes however often asked."""
         dp, work = plan.dp, plan.work
         if self.books_of is None:
@@ -112,22 +112,13 @@ class LocalSite:
             raise Refused("nothing_taught")  # here, before anything is reserved for it
 
         def train(secret: bytes) -> bytes:
-            sent = train_privately(network, self._private_data(plan), plan.method, work, dp, secret=secret)
+            data = private_data(self.hospital, self.store, plan)
+            sent = train_privately(network, data, plan.method, work, dp, secret=secret)
             _check_finite(sent)
-            report = TrainReport(
-                site=self.hospital.name,
-                job_id=plan.job_id,
-                round=plan.round,
-                plan_sha256=signed.sha256,
-                weights_sha256=weights_sha256(sent),
-                steps=work.steps,
-                teachers={},
-                losses={},
-            )
-            return pack(Trained(report, sent))
+            return pack(Trained(private_report(self.hospital.name, plan, signed, sent), sent))
 
         with books.opened(signed.countersigned, self.coordinator) as ledger:
-            trained = unpack(books.answer(ledger, self._order(plan, signed), train))
+            trained = unpack(books.answer(ledger, self._order(plan, signed, packed), train))
             extension = books.extension(ledger, signed.countersigned)
         return replace(trained, report=trained.report.model_copy(update={"ledger": extension}))
 
@@ -206,7 +197,7 @@ class LocalSite:
             self._replays.admit(plan, signed.sha256)
         return network.to(device)
 
-    def _order(self, plan: RoundPlan, signed: SignedPlan) -> Order:
+    def _order(self, plan: RoundPlan, signed: SignedPlan, packed: bytes = b"") -> Order:
         binding = Binding(
             job_id=plan.job_id,
             round=plan.round,
@@ -214,7 +205,7 @@ class LocalSite:
             weights_sha256=plan.weights_sha256,
             data_fingerprint=self.store.fingerprint,
         )
-        return Order(plan, binding)
+        return Order(plan, binding, packed)
 
     @contextmanager
     def _refusals_entered(self, plan: RoundPlan, signed: SignedPlan) -> Iterator[None]:
@@ -259,20 +250,9 @@ class LocalSite:
         except InputError:
             raise Refused("device_unavailable") from None
 
-    def _pools(self, convention: str | None) -> Pools:
-        conventions = None if convention is None else frozenset((convention,))
-        return make_pools(
-            self.store,
-            self.hospital.evaluation_rows(self.store, "train"),
-            budget=self.hospital.budget,
-            conventions=conventions,
-            seed=self.hospital.seed,
-            site=self.hospital.name,
-        )
-
     def _training_data(self, plan: RoundPlan) -> TrainingData:
         """Decide what each image may teach under this plan."""
-        pools = self._pools(plan.mask_convention)
+        pools = _pools(self.hospital, self.store, plan.mask_convention)
         rows = pools.labelled_classification
         counts = [patients(self.store, rows[self.store.label[rows] == i]) for i in range(len(CLASSES))]
         log_prior = (0.0, 0.0)
@@ -285,10 +265,6 @@ class LocalSite:
         if not len(_training_rows(pools)):
             raise Refused("no_training_images")
         return TrainingData(self.hospital.name, self.store, pools, log_prior)
-
-    def _private_data(self, plan: RoundPlan) -> TrainingData:
-        """Return all training images and what each may teach; nothing here depends on counts of patients."""
-        return TrainingData(self.hospital.name, self.store, self._pools(plan.mask_convention))
 
     def _may_evaluate(self, plan: RoundPlan) -> bool:
         return plan.evaluate_on != "none" and self.policy.release_evaluation
@@ -311,6 +287,36 @@ class LocalSite:
             statistics=suppress_small_cells(statistics, minimum=self.policy.minimum_cohort),
             seconds={"evaluation": time.perf_counter() - started, "evaluation_model": spent.model_s},
         )
+
+
+def private_data(hospital: Hospital, store: Store, plan: RoundPlan) -> TrainingData:
+    """Return all training images and what each may teach; nothing here depends on counts of patients."""
+    return TrainingData(hospital.name, store, _pools(hospital, store, plan.mask_convention))
+
+
+def private_report(site: str, plan: RoundPlan, signed: SignedPlan, sent: Weights) -> TrainReport:
+    """Return all that a private site says beside its weights: nothing that depends on patients."""
+    return TrainReport(
+        site=site,
+        job_id=plan.job_id,
+        round=plan.round,
+        plan_sha256=signed.sha256,
+        weights_sha256=weights_sha256(sent),
+        steps=plan.work.steps if plan.work else 0,
+        teachers={},
+        losses={},
+    )
+
+
+def _pools(hospital: Hospital, store: Store, convention: str | None) -> Pools:
+    return make_pools(
+        store,
+        hospital.evaluation_rows(store, "train"),
+        budget=hospital.budget,
+        conventions=None if convention is None else frozenset((convention,)),
+        seed=hospital.seed,
+        site=hospital.name,
+    )
 
 
 def _place(error: Exception) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from client.intake.journal import Image, Journal, Label, Mask
+from client.intake.pinned import fingerprints_in_use, in_use
 from client.settings import SiteFolder
 from multimix.data.decode import Preprocessing
 from multimix.data.manifest import SPLITS, Split
@@ -135,17 +136,26 @@ def _splits(images: Sequence[Image], told: _Told, pseudonyms: Pseudonyms) -> tup
     return splits, sum(len(said) > 1 for said in given.values())
 
 
-def publish(journal: Journal, store: Path, found: Join, preprocessing: Preprocessing, *, group: int | None) -> int:
+def publish(
+    journal: Journal,
+    store: Path,
+    found: Join,
+    preprocessing: Preprocessing,
+    *,
+    group: int | None,
+    pinned: frozenset[str] | None = frozenset(),
+) -> int:
     """Make a generation of the accepted images unless the current one says the same; return its number.
 
-    Readable by this user only, or by the given group too.
+    Readable by this user only, or by the given group too. Of the older ones the newest stay, and those with a
+    `pinned` fingerprint (None: all).
     """
     digest = hashlib.sha256(
         json.dumps([journal.pool.name, preprocessing.version, group, found.entries]).encode()
     ).hexdigest()
     number = int(journal.meta("generation") or 0)
     if journal.meta("published") == digest and current(store) == number:
-        _remove_old(store, number)
+        _remove_old(store, number, pinned)
         return number
     number = max([number, *generations(store)]) + 1
     store.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -164,7 +174,7 @@ def publish(journal: Journal, store: Path, found: Join, preprocessing: Preproces
     journal.remember("generation", str(number))
     journal.remember("published", digest)
     journal.commit()
-    _remove_old(store, number)
+    _remove_old(store, number, pinned)
     return number
 
 
@@ -200,7 +210,9 @@ def write_generation(site: SiteFolder, journal: Journal) -> Holdings:
         StoreError: `disk_full`, `cannot_write`.
     """
     found = joined(site, journal)
-    number = publish(journal, site.store, found, site.settings.preprocessing, group=site.group)
+    number = publish(
+        journal, site.store, found, site.settings.preprocessing, group=site.group, pinned=fingerprints_in_use(site)
+    )
     return Holdings(
         generation=number,
         images=len(found.entries),
@@ -251,12 +263,12 @@ def current(store: Path) -> int:
     return int(link.readlink().name.removeprefix(_PREFIX))
 
 
-def _remove_old(store: Path, number: int, *, keep: int = KEPT) -> None:
+def _remove_old(store: Path, number: int, pinned: frozenset[str] | None, *, keep: int = KEPT) -> None:
     for old in generations(store):
-        if old <= number - keep:
+        if old <= number - keep and not in_use(store / _name(old), pinned):
             shutil.rmtree(store / _name(old))
 
 
 def remove_all_but_current(store: Path) -> None:
     """Remove every generation but the current one, after a purge."""
-    _remove_old(store, current(store), keep=1)
+    _remove_old(store, current(store), frozenset(), keep=1)

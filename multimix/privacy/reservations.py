@@ -12,7 +12,8 @@ binding is executed again with the same secret (the same noise: one release, not
 committed. Any difference in the binding is a new reservation with a new secret. After 5 an order for the same plan and
 weights is answered by the stored bytes, even if the data changed since, or by nothing.
 
-Secrets (0600) and replies lie beside the ledger until the privacy officer has them purged.
+Secrets (0600), replies and orders (what an audit replays) lie beside the ledger until the privacy officer has them
+purged.
 """
 
 import hashlib
@@ -32,6 +33,7 @@ from multimix.privacy.noise import commitment, new_secret
 
 SECRETS: Final = "secrets"
 REPLIES: Final = "replies"
+ORDERS: Final = "orders"
 
 
 class Stage(Enum):
@@ -81,7 +83,7 @@ class Reservations:
     """The secrets and replies beside a ledger; whatever writes needs the ledger open."""
 
     def __init__(self, folder: Path) -> None:
-        self._secrets, self._replies = folder / SECRETS, folder / REPLIES
+        self._secrets, self._replies, self._orders = folder / SECRETS, folder / REPLIES, folder / ORDERS
 
     def find(self, ledger: Ledger, binding: Binding, *, dp: PatientPrivacy, steps: int) -> Found:
         """Tell how far an order got; the same order has all fields of the binding, `dp` and `steps` in common."""
@@ -130,6 +132,28 @@ class Reservations:
             raise Refused("secret_damaged")
         return secret
 
+    def keep_order(self, ledger: Ledger, binding: Binding, packed: bytes) -> None:
+        """Write what was ordered, the weights received with it, under the plan's hash; once.
+
+        Raises:
+            Refused: `ledger_not_open`, `ledger_disk_full`, `ledger_unwritable`.
+        """
+        ledger.require_open()
+        self._make_folders()
+        if not self._order_path(binding).exists():
+            write_or_refuse(self._order_path(binding), packed)
+
+    def has_order(self, binding: Binding) -> bool:
+        """Whether an order is kept."""
+        return self._order_path(binding).exists()
+
+    def order_of(self, binding: Binding) -> bytes:
+        """Return what `keep_order` wrote; Refused `order_missing`. Who reads it holds it against the binding."""
+        try:
+            return self._order_path(binding).read_bytes()
+        except OSError:
+            raise Refused("order_missing") from None
+
     def keep_reply(self, ledger: Ledger, sequence: int, data: bytes) -> bytes:
         """Write the reply of a reservation, commit it, and return the bytes to send.
 
@@ -168,36 +192,39 @@ class Reservations:
         return data
 
     def purge(self, ledger: Ledger, before: datetime | None = None) -> int:
-        """Remove secrets and replies of committed reservations (made before a time); return of how many.
+        """Remove secrets, orders and replies of committed reservations (made before a time); return of how many.
 
-        The officer's decision, for which the caller appends the entry first. The budget stays spent, noise can no
-        longer be audited, and the answers can no longer be sent. Uncommitted reservations keep what they have.
+        The officer's decision, for which the caller appends the entry first. The budget stays spent, the rounds can no
+        longer be replayed, and the answers can no longer be sent. Uncommitted reservations keep what they have.
         """
         ledger.require_open()
         book = _book(ledger)
         self._sweep()
-        needed = {each.commitment for sequence, each in book.reserved.items() if sequence not in book.commits}
+        waiting = [each for sequence, each in book.reserved.items() if sequence not in book.commits]
+        needed = {path for each in waiting for path in (self._secret_path(each), self._order_path(each.binding))}
         purged = 0
         for sequence in book.commits:
             reservation = book.reserved[sequence]
             if before is not None and ledger.entries[sequence].time >= before:
                 continue
-            paths = [self._reply_path(sequence, reservation)]
-            if reservation.commitment not in needed:  # a simulation may use one twice
-                paths.append(self._secret_path(reservation))
-            removed = [_remove(path) for path in paths]
+            paths = {self._reply_path(sequence, reservation), self._secret_path(reservation)}
+            paths.add(self._order_path(reservation.binding))
+            removed = [_remove(path) for path in paths - needed]  # a simulation may use a secret twice
             purged += any(removed)
         if purged:
-            _flush(self._secrets, self._replies)
+            _flush(*(each for each in (self._secrets, self._replies, self._orders) if each.exists()))
         return purged
 
-    def _keep_secret(self, reservation: Reservation, secret: bytes) -> None:
+    def _make_folders(self) -> None:
         try:
-            self._secrets.mkdir(mode=0o700, exist_ok=True)
-            self._replies.mkdir(mode=0o700, exist_ok=True)
+            for folder in (self._secrets, self._replies, self._orders):
+                folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise write_refusal(error) from None
         _flush(self._secrets.parent)
+
+    def _keep_secret(self, reservation: Reservation, secret: bytes) -> None:
+        self._make_folders()
         write_or_refuse(self._secret_path(reservation), secret)
 
     def _secret_path(self, reservation: Reservation) -> Path:
@@ -207,9 +234,12 @@ class Reservations:
         """Both in the name: no reply passes for that of a reservation in another ledger's or backup's place."""
         return self._replies / f"{sequence}-{reservation.commitment}"
 
+    def _order_path(self, binding: Binding) -> Path:
+        return self._orders / binding.plan_sha256
+
     def _sweep(self) -> None:
         """Remove what writes cut by a crash left: files that never got their name."""
-        for folder in (self._secrets, self._replies):
+        for folder in (self._secrets, self._replies, self._orders):
             for path in folder.glob(".*"):
                 _remove(path)
 

@@ -15,6 +15,7 @@ from multimix.privacy.entries import Binding, Commit, Evaluation, NonPrivate, Re
 from multimix.privacy.ledger import create_ledger, read_ledger
 from multimix.privacy.noise import commitment
 from multimix.privacy.officer import decide
+from multimix.privacy.reservations import Reservations
 from tests.privacy import sample_ledger as sample
 
 OFFICER = simulation_key(7)
@@ -48,9 +49,9 @@ def ledger(books):
         yield ledger
 
 
-def ordered(round_number=1, job_id="job", fingerprint="gen-1", asked=private_plan, **fields) -> Order:
+def ordered(round_number=1, job_id="job", fingerprint="gen-1", asked=private_plan, packed=b"", **fields) -> Order:
     made = asked(round=round_number, job_id=job_id, **fields)
-    return Order(made, Binding(**bound(made), data_fingerprint=fingerprint))
+    return Order(made, Binding(**bound(made), data_fingerprint=fingerprint), packed)
 
 
 def bound(made) -> dict:
@@ -352,3 +353,15 @@ def test_runs_do_not_get_in_each_other_s_way():
     entries = sample.ledger([sample.reservation("other", 9)])
     check_order(entries, plan(round=1), sample.sha("a"))
     assert reason(check_order, entries, plan(round=1, job_id="other"), sample.sha("a")) == "plan_replayed"
+
+
+def test_an_order_is_kept_before_training_begins(books, ledger, folder):
+    binding = ordered().binding
+    seen = []
+
+    def train(_secret: bytes) -> bytes:
+        seen.append(Reservations(folder).order_of(binding))
+        return b"reply"
+
+    books.answer(ledger, ordered(packed=b"what was asked"), train)
+    assert seen == [b"what was asked"]

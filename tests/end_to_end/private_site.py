@@ -24,7 +24,7 @@ import client.site
 from client.books import Books
 from client.policy import SitePolicy
 from client.population import PopulationSettings
-from client.replies import pack
+from client.envelopes import pack
 from client.site import LocalSite
 from multimix.batches import TrainingData
 from multimix.config import MethodConfig, preset

@@ -337,6 +337,29 @@ def test_a_reply_on_disk_that_was_not_committed_is_not_purged(kept, ledger, fold
     assert find(kept, ledger).stage is Stage.REPLIED
 
 
+def test_an_order_is_purged_with_its_secret(kept, ledger):
+    kept.keep_order(ledger, BINDING, b"order")
+    answered(kept, ledger)
+    assert kept.order_of(BINDING) == b"order"
+    kept.purge(ledger)
+    assert not kept.has_order(BINDING)
+    assert reason(kept.order_of, BINDING) == "order_missing"
+
+
+def test_the_first_order_that_was_kept_stays(kept, ledger):
+    kept.keep_order(ledger, BINDING, b"order")
+    kept.keep_order(ledger, BINDING, b"another")
+    assert kept.order_of(BINDING) == b"order"
+
+
+def test_an_order_that_a_reservation_without_an_answer_shares_is_not_purged(kept, ledger):
+    answered(kept, ledger)
+    kept.keep_order(ledger, BINDING, b"order")
+    ledger.append(body(sample.binding(fingerprint="gen-2"))(sample.sha("another secret")))
+    assert kept.purge(ledger) == 1
+    assert kept.has_order(BINDING)
+
+
 def test_purging_before_a_time_leaves_what_was_reserved_from_then_on(kept, folder):
     with opened(folder) as ledger:
         old = answered(kept, ledger)
