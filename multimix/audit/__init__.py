@@ -1,0 +1,1 @@
+"""The privacy audit: what an auditor can show of a site without trusting its trainer."""

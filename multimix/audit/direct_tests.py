@@ -1,0 +1,108 @@
+"""Direct tests of what was observed: is the noise as strong as claimed, fresh in every step, and no patient louder?
+
+The one-run bounds hold whatever the trainer does, and need much leakage to show any. Here the auditor uses what a
+correct trainer must do: coordinate j of step t is Gaussian noise of standard deviation sigma, plus 1 (in units of the
+clip norm) where canary j was in the step. Each test is one number whose distribution is known for a correct trainer;
+it flags in the direction that costs privacy, at its share of the audit's false-alarm rate (Bonferroni).
+
+| test | statistic | it shows |
+|---|---|---|
+| `noise` | standard deviation where no canary was in, over sigma | too little noise |
+| `noise_sum` | the same of the sum over all steps | noise repeated, or cancelled, between steps |
+| `noise_lag_1` | correlation of a step with the next | noise repeated from step to step |
+| `noise_coordinates` | correlation of a coordinate with the next | noise shared between coordinates |
+| `sensitivity` | mean where a canary was in the step | a patient counts for more than the clip norm |
+| `participation` | mean where a canary was drawn out of the step | patients take part whom the lot left out |
+| `exclusion` | mean where no canary was in | the sum moves without any patient |
+| `rate` | mean of the canaries that were in, over all steps | they take part more often than the rate says |
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from multimix.audit.observation import Observation
+from multimix.errors import Refused
+
+Direction = Literal["low", "high", "both"]
+Array = npt.NDArray[Any]
+NUMBER_OF_TESTS: Final = 8
+
+
+@dataclass(frozen=True)
+class DirectTest:
+    """One test: what was measured, what is expected of a correct trainer, and whether chance explains the rest."""
+
+    name: str
+    measured: float
+    expected: float
+    z: float  # deviation from what is expected, in standard deviations
+    p_value: float
+    count: int  # of numbers behind it
+    flagged: bool
+
+
+def direct_tests(seen: Observation, *, false_alarm_rate: float) -> tuple[DirectTest, ...]:
+    """Return all tests; together they flag a correct trainer with at most this probability.
+
+    Raises:
+        Refused: `audit_parameters` for a rate outside 0 to 1 or fewer than two steps; `audit_not_finite`.
+    """
+    if not 0 < false_alarm_rate < 1 or len(seen.values) < 2:  # noqa: PLR2004  (there is no lag in one step)
+        raise Refused("audit_parameters", "a false-alarm rate between 0 and 1, and two steps at least")
+    if not np.isfinite(seen.values).all():
+        raise Refused("audit_not_finite")
+    sigma, rate, steps = seen.noise_multiplier, seen.sampling_rate, len(seen.values)
+    noise, taking_part = seen.values[:, ~seen.included], seen.values[:, seen.included]
+    drawn_out = seen.values[seen.included[None] & ~seen.sampled]
+    spread_of_rate = float(np.sqrt(sigma**2 + rate * (1 - rate)))
+    judge = _Judge(false_alarm_rate / NUMBER_OF_TESTS)
+    return (
+        judge.spread("noise", noise, sigma, "low"),
+        judge.spread("noise_sum", noise.sum(axis=0), sigma * np.sqrt(steps), "both"),
+        judge.correlation("noise_lag_1", noise[:-1], noise[1:]),
+        judge.correlation("noise_coordinates", noise[:, :-1], noise[:, 1:]),
+        judge.mean("sensitivity", seen.values[seen.sampled], 1.0, sigma, "high"),
+        judge.mean("participation", drawn_out, 0.0, sigma, "both"),
+        judge.mean("exclusion", noise, 0.0, sigma, "both"),
+        judge.mean("rate", taking_part, rate, spread_of_rate, "high"),
+    )
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Makes tests of statistics, at one significance."""
+
+    significance: float
+
+    def spread(self, name: str, values: Array, sigma: float, direction: Direction) -> DirectTest:
+        """Compare a standard deviation with the one known: the sum of squares is chi-squared."""
+        count = values.size
+        squares = float(np.sum((values / sigma) ** 2)) if count else 0.0
+        low, high = (float(stats.chi2.cdf(squares, count)), float(stats.chi2.sf(squares, count))) if count else (1, 1)
+        ratio = float(np.sqrt(squares / count)) if count else 1.0
+        p = _p_value(low, high, direction)
+        return DirectTest(name, ratio, 1.0, (ratio - 1) * float(np.sqrt(2 * count)), p, count, p < self.significance)
+
+    def correlation(self, name: str, first: Array, second: Array) -> DirectTest:
+        """Compare a correlation about zero with 0; it is asymptotically normal with variance 1/n."""
+        scale = float(np.sqrt(np.sum(first**2) * np.sum(second**2)))
+        found = float(np.sum(first * second)) / scale if scale > 0 else 1.0  # noise that is always zero repeats itself
+        z = found * float(np.sqrt(first.size))
+        p = _p_value(float(stats.norm.cdf(z)), float(stats.norm.sf(z)), "both")
+        return DirectTest(name, found, 0.0, z, p, first.size, p < self.significance)
+
+    def mean(self, name: str, values: Array, expected: float, sigma: float, direction: Direction) -> DirectTest:
+        """Compare a mean with the one known; nothing is shown where there are no numbers."""
+        found = float(values.mean()) if values.size else expected
+        z = (found - expected) * float(np.sqrt(values.size)) / sigma
+        p = _p_value(float(stats.norm.cdf(z)), float(stats.norm.sf(z)), direction)
+        return DirectTest(name, found, expected, z, p, values.size, p < self.significance)
+
+
+def _p_value(low: float, high: float, direction: Direction) -> float:
+    """Return the p-value of a statistic by the probabilities of one as low, and of one as high."""
+    return {"low": low, "high": high, "both": min(1.0, 2 * min(low, high))}[direction]

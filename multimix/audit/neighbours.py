@@ -1,0 +1,125 @@
+"""Neighbouring data: does one patient move the released sum by more than the clip norm, or move what others add?
+
+One step is taken three times with the same secret: with some patients, without one of them, and with that one alone.
+The noise of equal draws cancels in the differences, so nothing is estimated:
+
+* sensitivity: |with - without|, in units of the clip norm, must be 1 at most;
+* leakage: |with - without - alone + nobody| must be 0: all others add the same whether the patient is there or not.
+
+A clipping bound that is broken shows in the first, and whatever carries anything from one patient to the next shows in
+the second: batch normalisation, saliency or pseudo-labels computed over patients, a gradient of the whole batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from multimix.audit.observation import Subject, audit_secret
+from multimix.batches import TrainingData
+from multimix.data.sampling import Pools
+from multimix.errors import Refused
+from multimix.privacy.training import Population
+
+TOLERANCE: Final = 1e-6  # of the clip norm: far above float64's rounding of the sum, far below any patient
+
+Rows = npt.NDArray[np.int64]
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """What removing one patient did."""
+
+    patients: int  # in the step, each removed in turn
+    sensitivity: float  # the largest, in units of the clip norm
+    leakage: float  # the same
+    flagged: bool
+
+
+def compare_neighbours(
+    subject: Subject, *, patients: int, seed: int, progress: Callable[[int], None] | None = None
+) -> Neighbours:
+    """Remove each of some patients of one step in turn; everybody is taken into the step.
+
+    Args:
+        subject: What is audited. The step is the run's last, where all terms of the loss have their full weight.
+        patients: How many take part, by lot, with as many images as a step takes of one.
+        seed: Of the lot and of the audit's secret.
+        progress: Told how many patients were removed.
+
+    Raises:
+        Refused: `audit_patients` where fewer than two patients train here; as the trainer.
+    """
+    rows = _rows_of(subject.data, patients, subject.dp.images_per_patient, seed)
+    if len(rows) < 2:  # noqa: PLR2004
+        raise Refused("audit_patients", "fewer than two patients train here")
+
+    def step(taken: list[Rows]) -> dict[str, Array]:
+        given = _restricted(subject.data, np.concatenate([*taken, rows[0][:0]]))
+        return _sum_of_a_step(replace(subject, data=given), audit_secret(seed))
+
+    together, nobody = step(rows), step([])
+    sensitivity = leakage = 0.0
+    for number, removed in enumerate(rows):
+        without, alone = step([*rows[:number], *rows[number + 1 :]]), step([removed])
+        sensitivity = _worse(sensitivity, _norm({name: together[name] - without[name] for name in together}))
+        rest = {name: together[name] - without[name] - alone[name] + nobody[name] for name in together}
+        leakage = _worse(leakage, _norm(rest))
+        if progress:
+            progress(number + 1)
+    flagged = not (sensitivity <= 1 + TOLERANCE and leakage <= TOLERANCE)
+    return Neighbours(len(rows), sensitivity, leakage, flagged)
+
+
+def _rows_of(data: TrainingData, patients: int, images: int, seed: int) -> list[Rows]:
+    """Return the rows of some patients by lot, each cut to what a step takes of one patient."""
+    population = Population.of(data)
+    lot = np.random.default_rng([seed, 2]).permutation(population.count)[:patients]
+    return [population.rows[population.patient == patient][:images] for patient in np.sort(lot)]
+
+
+def _restricted(data: TrainingData, rows: Rows) -> TrainingData:
+    pools = data.pools
+    return replace(
+        data,
+        pools=Pools(
+            labelled_classification=np.intersect1d(pools.labelled_classification, rows),
+            unlabelled_classification=np.intersect1d(pools.unlabelled_classification, rows),
+            labelled_segmentation=np.intersect1d(pools.labelled_segmentation, rows),
+            unlabelled_segmentation=np.intersect1d(pools.unlabelled_segmentation, rows),
+        ),
+    )
+
+
+def _sum_of_a_step(subject: Subject, secret: bytes) -> dict[str, Array]:
+    """Return the noised sum of the run's last step over everybody, in units of the clip norm, by parameter."""
+    seen: list[dict[str, Array]] = []
+    everybody = subject.dp.model_copy(update={"sampling_rate": 1.0})
+    unit = subject.unit(everybody)
+    subject.train(
+        subject.network(),
+        subject.data,
+        subject.method,
+        subject.work(first_step=subject.steps - 1, steps=1),
+        everybody,
+        secret=secret,
+        watch=lambda _index, noised: seen.append(
+            {name: value.detach().cpu().double().numpy() * unit for name, value in noised.items()}
+        ),
+    )
+    if len(seen) != 1:
+        raise Refused("audit_not_watched")
+    return seen[0]
+
+
+def _norm(values: dict[str, Array]) -> float:
+    """L2 norm over all parameters; not a number where one of them is not."""
+    return float(np.sqrt(sum(float(np.sum(value**2)) for value in values.values())))
+
+
+def _worse(known: float, found: float) -> float:
+    """Return the larger, and what is not a number rather than forget it."""
+    return float(np.fmax(known, found)) if np.isfinite(found) and np.isfinite(known) else float("nan")
