@@ -1,19 +1,16 @@
 """`multimix-site officer`: the privacy officer's key and decisions, entered in the ledger and signed."""
 
-import os
-import stat
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from client.console import EXIT_INTERRUPTED, discreet, err
 from client.intake.cli import HERE, JsonOption, SiteOption
+from client.officer_key import new_key, read_key
 from client.privacy_cli import TextOption, checked_text, show_entered, writing
 from client.privacy_report import ledger_of
 from client.remedies import explained
@@ -72,8 +69,7 @@ def key(*, file: Annotated[Path, typer.Option("--out", help="New file for the pr
     Exit codes: 0 made, 2 the file is there already or cannot be written.
     """
     with discreet():
-        made = Ed25519PrivateKey.generate()
-        _write_new(file, made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        made = new_key(file)
         typer.echo(f'officer_key = "{public_text(made)}"')
         err.print(
             "The line above belongs in [population] of site.toml. Whoever has the private key decides for the "
@@ -179,39 +175,7 @@ def _key_of(folder: SiteFolder, file: Path) -> Ed25519PrivateKey:
             "site.toml names no officer. Make a key (multimix-site officer key --out FILE) and have the hospital enter "
             "its public half as officer_key in [population].",
         )
-    signer = _read_key(file)
+    signer = read_key(file)
     if public_text(signer) != named:
         raise Refused("officer_unknown")
     return signer
-
-
-def _read_key(file: Path) -> Ed25519PrivateKey:
-    try:
-        with file.open("rb") as opened:
-            mode = stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
-            signer = load_pem_private_key(opened.read(), password=None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm):
-        raise SiteError("officer_key_unusable", "--key is no private key of `multimix-site officer key`.") from None
-    if not isinstance(signer, Ed25519PrivateKey):
-        raise SiteError("officer_key_unusable", "--key is not an Ed25519 private key.")
-    if mode & 0o077:
-        raise SiteError(
-            "officer_key_not_private",
-            f"Others may read the officer's key (mode {mode:04o}). Make a new one, unless nobody else could get at it: "
-            "then set its mode to 0600.",
-        )
-    return signer
-
-
-def _write_new(file: Path, data: bytes) -> None:
-    """Write a file that was not there, for this user only."""
-    try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as opened:
-            opened.write(data)
-            opened.flush()
-            os.fsync(descriptor)
-    except FileExistsError:
-        raise SiteError("officer_key_exists", "A file is there already; no key is overwritten. Give another.") from None
-    except OSError:
-        raise SiteError("officer_key_unwritable", "The key cannot be written there. Give another --out.") from None
