@@ -14,66 +14,16 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from pydantic import AwareDatetime, Field
 
-from multimix.config import Frozen
-from multimix.contract.messages import Name, canonical_json, sha256_text
-from multimix.contract.privacy import (
-    EMPTY_HEAD,
-    Countersignature,
-    Extension,
-    LedgerHead,
-    Sha256,
-    chained,
-    countersign,
-)
+from multimix.contract.heads import FILE, HeadLines, HeadRecord, SiteHeads
+from multimix.contract.privacy import Countersignature, Extension, LedgerHead, chained, countersign
 from multimix.errors import InputError, Refused
 
-FILE: Final = "heads.jsonl"
-
-
-class HeadRecord(Frozen):
-    """One line: a countersignature, when and for which round it was given, and how the ledger got there."""
-
-    time: AwareDatetime
-    job_id: Name
-    round: Annotated[int, Field(ge=0)]
-    digests: tuple[Sha256, ...]  # of the entries since the longest head before; empty where the head is not longer
-    countersignature: Countersignature
-
-
-class Line(Frozen):
-    """A record, bound to the lines before it."""
-
-    record: HeadRecord
-    sha256: Sha256  # of the line before (64 zeros at the beginning) and this record
-
-
-@dataclass
-class _Known:
-    """What is known of one site's ledger: its key, its head at every length, the countersignatures."""
-
-    public_key: str
-    heads: list[str] = field(default_factory=lambda: [EMPTY_HEAD])  # by length
-    records: list[HeadRecord] = field(default_factory=list)
-
-    def has(self, head: LedgerHead) -> bool:
-        return head.length < len(self.heads) and self.heads[head.length] == head.sha256
-
-    def add(self, record: HeadRecord) -> None:
-        """Raise ValueError where the record does not continue this ledger."""
-        for digest in record.digests:
-            self.heads.append(chained(self.heads[-1], (digest,)))
-        signature = record.countersignature
-        if signature.public_key != self.public_key or not self.has(signature.head):
-            raise ValueError("no continuation")
-        self.records.append(record)
+__all__ = ["FILE", "HeadRecord", "Heads", "read_history"]
 
 
 def _now() -> datetime:
@@ -90,8 +40,7 @@ class Heads:
     def __init__(self, path: Path, *, now: Callable[[], datetime] = _now) -> None:
         self._path, self._now = path, now
         self._read = 0  # bytes taken in
-        self._sha256 = EMPTY_HEAD  # of the last line
-        self._known: dict[str, _Known] = {}
+        self._lines = HeadLines()
         with self._locked():
             pass
 
@@ -103,7 +52,8 @@ class Heads:
     def history(self, site: str) -> tuple[HeadRecord, ...]:
         """Return every countersignature that the site was given, oldest first."""
         with self._locked():
-            return tuple(self._known[site].records) if site in self._known else ()
+            known = self._lines.sites.get(site)
+            return tuple(known.records) if known else ()
 
     def check(self, site: str, extension: Extension) -> None:
         """Refuse an extension that does not continue what is known of this site's ledger, or repeat a part of it.
@@ -121,7 +71,7 @@ class Heads:
         """Check, sign, append and flush to disk, then return; a head that has this key's signature gets that one."""
         with self._locked() as file:
             self._check(site, extension)
-            known = self._known.get(site) or _Known(extension.public_key)
+            known = self._lines.sites.get(site) or SiteHeads(extension.public_key)
             for record in known.records:
                 earlier = record.countersignature
                 if earlier.head.sha256 == extension.head.sha256 and earlier.by(key.public_key()):
@@ -132,20 +82,20 @@ class Heads:
             record = HeadRecord(
                 time=self._now(), job_id=job_id, round=round_number, digests=new, countersignature=signature
             )
-            line = Line(record=record, sha256=sha256_text(self._sha256 + canonical_json(record)))
+            line = self._lines.next_line(record)
             _append(file, (line.model_dump_json() + "\n").encode(), end=self._read)
             self._take_in(file)
             return signature
 
     def _check(self, site: str, extension: Extension) -> None:
-        known = self._known.get(site)
+        known = self._lines.sites.get(site)
         if known and known.public_key != extension.public_key:
             raise Refused("ledger_changed_key")
-        if not known and any(other.public_key == extension.public_key for other in self._known.values()):
+        if not known and any(other.public_key == extension.public_key for other in self._lines.sites.values()):
             raise Refused("ledger_of_another_site")
         if not extension.holds():
             raise Refused("ledger_conflict")
-        known = known or _Known(extension.public_key)
+        known = known or SiteHeads(extension.public_key)
         if not all(known.has(head) for head in _passed(extension) if head.length < len(known.heads)) or (
             extension.since.length >= len(known.heads)
         ):
@@ -189,15 +139,9 @@ class Heads:
 
     def _take_in_line(self, text: bytes) -> None:
         try:
-            line = Line.model_validate_json(text)
-            site = line.record.countersignature.site
-            known = self._known.setdefault(site, _Known(line.record.countersignature.public_key))
-            if line.sha256 != sha256_text(self._sha256 + canonical_json(line.record)):
-                raise ValueError("hash")  # noqa: TRY301  (told below, like every other damage)
-            known.add(line.record)
+            self._lines.take_in(text)
         except ValueError:  # pydantic's too
             raise _damaged(self._path, f"the line that begins at byte {self._read}") from None
-        self._sha256 = line.sha256
 
 
 def read_history(path: Path, site: str) -> tuple[HeadRecord, ...]:
