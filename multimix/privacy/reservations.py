@@ -191,6 +191,17 @@ class Reservations:
             raise Refused("reply_damaged")
         return data
 
+    def reply_bytes(self, sequence: int, reservation: Reservation) -> bytes:
+        """Return what lies on disk as the reply of a committed reservation, for an audit; enters nothing.
+
+        Raises:
+            Refused: `reply_purged`. Whether these are the bytes committed is for who reads them to check.
+        """
+        try:
+            return self._reply_path(sequence, reservation).read_bytes()
+        except OSError:
+            raise Refused("reply_purged") from None
+
     def purge(self, ledger: Ledger, before: datetime | None = None) -> int:
         """Remove secrets, orders and replies of committed reservations (made before a time); return of how many.
 

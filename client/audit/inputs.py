@@ -1,0 +1,89 @@
+"""What the commands of the audit are given: ledgers, keys, heads, a site or a site of a simulated run."""
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from multimix.contract.heads import HeadRecord, head_records
+from multimix.contract.signing import public_key
+from multimix.errors import SiteError
+from multimix.privacy.ledger import FILE
+
+EXIT_FOUND: Final = 3  # something that no honest site shows
+
+LedgerArgument = Annotated[Path, typer.Argument(help="The ledger: its folder, or a copy of ledger.jsonl.")]
+KeyOption = Annotated[
+    str,
+    typer.Option("--key", help="Public key of the ledger, base64, or a file that holds it; got by other means."),
+]
+HeadsOption = Annotated[
+    Path | None, typer.Option("--heads", help="The server's heads.jsonl: shows what was cut or written anew.")
+]
+CoordinatorOption = Annotated[
+    str | None, typer.Option("--coordinator", help="Public key of the coordinator, or a file: authenticates the heads.")
+]
+OfficerOption = Annotated[
+    str | None, typer.Option("--officer", help="Public key of the privacy officer, or a file: authenticates decisions.")
+]
+SiteFolderOption = Annotated[
+    Path | None, typer.Option("--site", help="A hospital's site folder, on the site's machine.")
+]
+RunOption = Annotated[Path | None, typer.Option("--run", help="Instead of --site: the folder of a simulated run.")]
+NameOption = Annotated[str, typer.Option("--name", help="With --run: which of its sites.")]
+DataOption = Annotated[str, typer.Option("--data", help="With --run: the images it ran on; none for phantoms.")]
+CacheOption = Annotated[str, typer.Option("--cache", help="With --run: its cache folder, with the ledgers.")]
+ResultsOption = Annotated[
+    Path, typer.Option("--out", help="Folder for the results; `multimix-audit report` takes them from there.")
+]
+RESULTS: Final = Path("audit")
+
+
+def read_ledger_bytes(path: Path) -> bytes:
+    """Read a ledger; SiteError `ledger_unreadable`."""
+    try:
+        return (path / FILE if path.is_dir() else path).read_bytes()
+    except OSError:
+        raise SiteError(
+            "ledger_unreadable", "There is no readable ledger there. Give its folder, or a copy of ledger.jsonl."
+        ) from None
+
+
+def read_heads(path: Path | None) -> tuple[HeadRecord, ...] | None:
+    """Read the server's heads.
+
+    Raises:
+        SiteError: `heads_unreadable`. InputError: `heads_damaged`.
+    """
+    if path is None:
+        return None
+    try:
+        return head_records(path.read_bytes())
+    except OSError:
+        raise SiteError("heads_unreadable", "There is no readable heads.jsonl there. Ask the coordinator.") from None
+
+
+def key_text(given: str) -> str:
+    """Return a public key as base64: the text given, or the first line of the file it names.
+
+    Raises:
+        SiteError: `key_unusable`.
+    """
+    text = given.strip()
+    try:
+        if len(text) < _LONGEST_PATH and Path(text).is_file():
+            text = Path(text).read_text().strip().removeprefix("officer_key = ").strip('"')
+        public_key(text)
+    except (ValueError, OSError):
+        raise SiteError(
+            "key_unusable", "A public key is 44 characters of base64, or a file that holds them: Ed25519, 32 bytes."
+        ) from None
+    return text
+
+
+def optional_key(given: str | None) -> str | None:
+    """Return a public key as base64 if one is given; SiteError as `key_text`."""
+    return None if given is None else key_text(given)
+
+
+_LONGEST_PATH: Final = 4096

@@ -1,0 +1,162 @@
+"""`multimix-audit empirical` and `replay`: on the machine of the site, by an auditor with a copy of the software.
+
+Both read patients' images, and nothing they compute of them leaves: results are figures in a folder, for the report.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from client.audit.inputs import (
+    EXIT_FOUND,
+    RESULTS,
+    CacheOption,
+    CoordinatorOption,
+    DataOption,
+    NameOption,
+    ResultsOption,
+    RunOption,
+    SiteFolderOption,
+)
+from client.audit.results import Results
+from client.audit.tables import show_empirical, show_membership, show_replays
+from client.console import discreet, err
+from client.intake.cli import JsonOption
+from client.remedies import explained
+from multimix.audit.replay import TOLERANCE, Replayed, replayable
+
+_DEVICE: Final = "auto"
+
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or auto.")]
+SeedOption = Annotated[
+    int, typer.Option(min=0, help="Of the audit's coins, lots and noise: with it the audit repeats.")
+]
+CanariesOption = Annotated[int, typer.Option(min=64, max=100_000, help="More canaries show more.")]
+
+
+def empirical(
+    *,
+    site: SiteFolderOption = None,
+    run: RunOption = None,
+    name: NameOption = "",
+    data: DataOption = "",
+    cache: CacheOption = "",
+    coordinator: CoordinatorOption = None,
+    canaries: CanariesOption = 2000,
+    patients: Annotated[int, typer.Option(min=2, max=100, help="Removed one by one from a step.")] = 6,
+    model: Annotated[
+        Path | None, typer.Option(help="A released model.safetensors, to attack for membership too.")
+    ] = None,
+    shadows: Annotated[
+        int, typer.Option(min=0, max=256, help="Shadow models of the likelihood-ratio attack: 0, or an even number.")
+    ] = 4,
+    seed: SeedOption = 0,
+    device: DeviceOption = _DEVICE,
+    folder: ResultsOption = RESULTS,
+    as_json: JsonOption = False,
+) -> None:
+    """Audit the training itself: one run of it with planted canaries, on the site's images, as in its newest run.
+
+    Prints lower bounds on epsilon beside the claim, with the most that so many canaries can show, the direct tests of
+    noise, clipping and sampling, and what removing a patient does. With --model two attacks on the released model:
+    their figures are exact, about real patients, not differentially private, and stay here unless the officer files
+    them.
+
+    Exit codes: 0 nothing flagged, 3 something was, 2 it cannot be run.
+    """
+    from client.audit.empirical import attacked, audited  # noqa: PLC0415  (imports torch)
+    from client.audit.subjects import audited_site  # noqa: PLC0415  (as above)
+
+    with discreet(), explained():
+        chosen = audited_site(site, run, name=name, data=data, cache=cache, coordinator=coordinator)
+        results = Results(folder)
+        with _stages() as told:
+            job, result = audited(chosen, canaries=canaries, patients=patients, seed=seed, device=device, progress=told)
+            results.keep(f"empirical-{job}", result)
+            membership = None
+            if model is not None:
+                membership = attacked(chosen, model, shadows=shadows, seed=seed, device=device, progress=told)
+                results.keep(f"membership-{job}", membership)
+        if as_json:
+            attacks = None if membership is None else membership.model_dump(mode="json")
+            typer.echo(json.dumps({"empirical": result.model_dump(mode="json"), "membership": attacks}))
+        else:
+            show_empirical(result)
+            if membership is not None:
+                show_membership(membership)
+        if result.flags:
+            raise typer.Exit(EXIT_FOUND)
+
+
+def replay(
+    *,
+    site: SiteFolderOption = None,
+    run: RunOption = None,
+    name: NameOption = "",
+    data: DataOption = "",
+    cache: CacheOption = "",
+    coordinator: CoordinatorOption = None,
+    entry: Annotated[list[int] | None, typer.Option(help="Entry of a round; all rounds answered unless given.")] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0.0, max=0.1, help="Of the update; 0 on the machine that trained.")
+    ] = TOLERANCE,
+    again: Annotated[bool, typer.Option("--again", help="Also what --out holds a result of already.")] = False,
+    device: DeviceOption = _DEVICE,
+    folder: ResultsOption = RESULTS,
+    as_json: JsonOption = False,
+) -> None:
+    """Execute rounds again with your own copy of the software, and compare the weights that were released.
+
+    From the order, weights and images of each round, with the opened secret of its noise and sampling. A round whose
+    secret, order or answer was purged, or one of whose patients was, is not replayable.
+
+    Exit codes: 0 all that can be replayed is reproduced, 3 something differs, 2 it cannot be run.
+    """
+    from client.audit.replay import replay as replay_round  # noqa: PLC0415  (imports torch)
+    from client.audit.subjects import audited_site  # noqa: PLC0415  (as above)
+
+    with discreet(), explained():
+        chosen = audited_site(site, run, name=name, data=data, cache=cache, coordinator=coordinator)
+        entries, results = chosen.read_ledger().entries, Results(folder)
+        found: list[Replayed] = []
+        with _stages() as told:
+            for sequence in entry or replayable(entries):
+                made = None if again else results.replayed(sequence)
+                if made is None:
+                    made = replay_round(
+                        chosen, entries, sequence, tolerance=tolerance, device=device, progress=_of(told, sequence)
+                    )
+                    results.keep(f"replay-{sequence:06d}", made)
+                found.append(made)
+        typer.echo(json.dumps([asdict(each) for each in found])) if as_json else show_replays(found)
+        if any(each.verdict == "differs" for each in found):
+            raise typer.Exit(EXIT_FOUND)
+
+
+def _of(told: Callable[[str, int, int], None], sequence: int) -> Callable[[int, int], None]:
+    return lambda done, of: told(f"entry {sequence}", done, of)
+
+
+@contextmanager
+def _stages() -> Iterator[Callable[[str, int, int], None]]:
+    """Show how far each stage is: a bar at a terminal, elsewhere a line when a stage begins."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed} of {task.total}"))
+    at_terminal = sys.stderr.isatty()
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=err, disable=not at_terminal) as bars:
+        tasks: dict[str, int] = {}
+
+        def told(stage: str, done: int, of: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=of)
+                if not at_terminal:
+                    err.print(f"{stage}: {of} to do", highlight=False)
+            bars.update(tasks[stage], completed=done)  # type: ignore[arg-type]
+
+        yield told
