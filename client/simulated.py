@@ -48,20 +48,25 @@ def simulated_site(config: RunConfig, *, partition: int, nodes: int) -> LocalSit
 
 def simulated_books(config: RunConfig, hospital: Hospital, plan: RoundPlan) -> Books:
     """Return the books of a simulated hospital for one job, begun on first use."""
+    population = simulated_population(config, hospital)
+    folder = simulated_ledger(config, plan.job_id, hospital.name)
+    if not (folder / FILE).exists():
+        create_ledger(folder, site=hospital.name, population=population.name)
+    seed = str(config.seed) if config.dp_seeded else None
+    return Books(folder, hospital.name, population, seed=seed)
+
+
+def simulated_population(config: RunConfig, hospital: Hospital) -> PopulationSettings:
+    """Return the budget of a simulated hospital: it declares the patients that it has."""
     store = hospital.store()
     budget = config.dp_budget or config.dp_epsilon
-    population = PopulationSettings(
+    return PopulationSettings(
         declared_patients=max(2, patients(store, hospital.evaluation_rows(store, "train"))),
         images_per_patient=config.dp_images_per_patient,
         epsilon_per_run=budget,
         epsilon_lifetime=budget,
         delta=config.dp_delta or None,
     )
-    folder = simulated_ledger(config, plan.job_id, hospital.name)
-    if not (folder / FILE).exists():
-        create_ledger(folder, site=hospital.name, population=population.name)
-    seed = str(config.seed) if config.dp_seeded else None
-    return Books(folder, hospital.name, population, seed=seed)
 
 
 def simulated_ledger(config: RunConfig, job_id: str, site: str) -> Path:

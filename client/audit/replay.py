@@ -47,7 +47,7 @@ from multimix.contract.site import Trained
 from multimix.data.hospitals import Progress
 from multimix.errors import Refused, SiteError
 from multimix.network import MultiMixNetwork
-from multimix.privacy.entries import Commit, Entry, NonPrivate, Reservation
+from multimix.privacy.entries import Commit, Entry, NonPrivate, Officer, Reservation
 from multimix.privacy.reservations import Reservations
 from multimix.privacy.training import train_privately
 from multimix.training import resolve_device
@@ -219,6 +219,14 @@ class _Round:
     sequence: int
     body: Reservation | NonPrivate
     commit: Commit | None
+    purged: bool  # the officer entered a purge after it
+
+    def removed(self, reasons: Iterable[str]) -> bool:
+        """Whether something is gone that nobody decided to remove; earlier software kept no orders."""
+        kept = {"secret_missing", "reply_purged"}
+        if isinstance(self.body, Reservation) and "+" in self.body.code:
+            kept.add("order_missing")
+        return not self.purged and bool(kept.intersection(reasons))
 
 
 def _judged(faults: _Faults, site: AuditedSite, entered: _Round, trainer: _Trainer, tolerance: float) -> Compared:
@@ -242,6 +250,8 @@ def _judged(faults: _Faults, site: AuditedSite, entered: _Round, trainer: _Train
             faults.note("released_beyond_the_ledger")
         if _sha256(pack(reply)) != entered.commit.reply_sha256:
             faults.note("reply_not_canonical")  # spaces, array metadata: room for words
+    if entered.removed(faults.reasons):
+        faults.note("removed_without_decision")
     if order is None or plan is None or secret is None or images is None or reply is None:
         return Compared()
     recomputed = faults.tried(lambda: trainer.release(plan, order[1], images, secret))
@@ -256,8 +266,10 @@ def _round(entries: tuple[Entry, ...], sequence: int) -> _Round:
     body = entries[sequence].body if 0 <= sequence < len(entries) else None
     if not isinstance(body, Reservation | NonPrivate):
         raise SiteError("reservation_unknown", f"Entry {sequence} of the ledger is not that of a round of training.")
-    commits = (entry.body for entry in entries if isinstance(entry.body, Commit))
-    return _Round(sequence, body, next((commit for commit in commits if commit.reservation == sequence), None))
+    later = [entry.body for entry in entries[sequence + 1 :]]
+    commits = (each for each in later if isinstance(each, Commit) and each.reservation == sequence)
+    purged = any(isinstance(each, Officer) and each.action == "secrets_purged" for each in later)
+    return _Round(sequence, body, next(commits, None), purged)
 
 
 def _signed(signed: SignedPlan, key: Ed25519PublicKey) -> bool:

@@ -18,14 +18,14 @@ from client.hospital import hospital_of
 from client.intake.pinned import pinned_store
 from client.population import PopulationSettings
 from client.settings import SiteFolder
-from client.simulated import simulated_ledger
+from client.simulated import simulated_ledger, simulated_population
 from client.site import private_data
 from multimix.batches import TrainingData
 from multimix.contract.messages import Name, RoundPlan, Weights, weights_sha256
 from multimix.contract.run_config import RunConfig, Scalar, read_run_config
 from multimix.contract.signing import SignedPlan, public_key, simulation_key
 from multimix.data.hospitals import Hospital
-from multimix.data.sampling import Budget, patients
+from multimix.data.sampling import Budget
 from multimix.data.simulation import simulated_hospitals
 from multimix.data.store import Store
 from multimix.errors import Refused, RunConfigError, SiteError
@@ -127,7 +127,7 @@ def simulated_site(config: RunConfig, job_id: str, name: str, *, nodes: int = _N
 
     coordinator = simulation_key(config.seed).public_key()
     ledger = simulated_ledger(config, job_id, name)
-    return AuditedSite(name, ledger, _simulated_population(config, hospital), coordinator, pinned, current)
+    return AuditedSite(name, ledger, simulated_population(config, hospital), coordinator, pinned, current)
 
 
 class RecordedRun(BaseModel):
@@ -182,16 +182,3 @@ def _all_of(name: str, store: Store) -> Images:
     """Return a store's images as the hospital that trains on all of them, as `client.hospital.hospital_of` does."""
     rows = np.arange(len(store))
     return Hospital(name, "train", store.path, rows, Budget(), conventions=None, seed=0), store
-
-
-def _simulated_population(config: RunConfig, hospital: Hospital) -> PopulationSettings:
-    """Return the budget of a simulated site, as `client.simulated.simulated_books` has it."""
-    store = hospital.store()
-    budget = config.dp_budget or config.dp_epsilon
-    return PopulationSettings(
-        declared_patients=max(2, patients(store, hospital.evaluation_rows(store, "train"))),
-        images_per_patient=config.dp_images_per_patient,
-        epsilon_per_run=budget,
-        epsilon_lifetime=budget,
-        delta=config.dp_delta or None,
-    )

@@ -27,7 +27,7 @@ from multimix.contract.messages import Weights
 from multimix.errors import InputError
 from multimix.privacy.entries import Commit, Entry, Reservation
 
-TOLERANCE: Final = 1e-3  # of the update's norm
+TOLERANCE: Final = 1e-4  # of the update's norm; other kernels of the same processor gave 5e-6 after 20 steps
 MOST_TOLERANCE: Final = 0.1  # beyond it a comparison says nothing
 NOT_REPLAYABLE: Final = frozenset(
     {
