@@ -114,7 +114,8 @@ class Books:
         """Price the order and return what is to be reserved; Refused beyond the budget."""
         plan = order.plan
         dp, steps = _private(plan)
-        if any((each.dp, each.steps) != (dp, steps) for each in reservations_of(entries, plan.job_id)):
+        mixed = non_private(entries, plan.job_id)
+        if mixed or any((each.dp, each.steps) != (dp, steps) for each in reservations_of(entries, plan.job_id)):
             raise Refused("dp_changed", "a run's privacy is fixed with its first round")
         run, lifetime = self.priced(entries, plan.job_id, mechanism_of(dp), steps)
         limits = self.population
@@ -174,8 +175,14 @@ class Books:
         return min(run, lifetime) // steps
 
     def enter_non_private(self, ledger: Ledger, order: Order) -> None:
-        """Enter training without privacy before it begins; Refused `non_private_not_signed` without the officer."""
+        """Enter training without privacy before it begins.
+
+        Raises:
+            Refused: `dp_changed` in a run that began with privacy; `non_private_not_signed` without the officer.
+        """
         check_order(ledger.entries, order.plan, order.binding.plan_sha256)
+        if reservations_of(ledger.entries, order.plan.job_id):
+            raise Refused("dp_changed", "a run's privacy is fixed with its first round")
         if not self.officer_allows(ledger.entries, "allow_non_private", since_exposure=False):
             raise Refused("non_private_not_signed", "updates can reveal images; the officer has to sign")
         steps = order.plan.work.steps if order.plan.work else 1

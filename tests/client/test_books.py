@@ -365,3 +365,13 @@ def test_an_order_is_kept_before_training_begins(books, ledger, folder):
 
     books.answer(ledger, ordered(packed=b"what was asked"), train)
     assert seen == [b"what was asked"]
+
+
+def test_a_run_is_private_or_not_from_its_first_round_on(books, ledger):
+    officer_signs(ledger, "allow_non_private")
+    books.answer(ledger, ordered(1), Training())
+    assert reason(books.enter_non_private, ledger, ordered(2)) == "dp_changed"
+    books.enter_non_private(ledger, ordered(1, "open", asked=plan))
+    officer_signs(ledger, "private_after_non_private")
+    assert reason(books.answer, ledger, ordered(2, "open"), Training()) == "dp_changed"
+    assert books.answer(ledger, ordered(1, "another"), Training()) == b"reply 1"
