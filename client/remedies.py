@@ -64,6 +64,18 @@ REMEDIES: Final = MappingProxyType(
         "order_missing": "What was ordered in a round was not kept, or was purged: that round cannot be replayed.",
         "order_damaged": "What was ordered in a round is damaged on disk: that round cannot be replayed. Check "
         "the disk.",
+        "order_changed": "What is kept as the order of a round is not the order that the ledger names. Treat the "
+        "site's folder as altered.",
+        "plan_malformed": "The order is by another version of the software. Audit it with that version.",
+        "weights_shape": "The weights kept do not fit the network of the order. Audit with the version that trained.",
+        "audit_parameters": "Give 64 canaries at least; a run of one step cannot be tested for repeated noise.",
+        "audit_patients": "Fewer than two patients train here: there is nobody to compare.",
+        "audit_not_finite": "The trainer's gradients are infinite or no numbers: it does not clip, or the weights are "
+        "broken.",
+        "audit_not_watched": "The trainer did not show every step: this is not the trainer that the audit is made for.",
+        "audit_scores": "The trainer's gradients cannot be scored: they are not finite numbers.",
+        "audit_counts": _REPORT,
+        "audit_inclusion": _REPORT,
         "plan_incomplete": _ASK,
         "plan_replayed": _ASK,
         "plan_changed": _ASK,
