@@ -15,9 +15,11 @@ it flags in the direction that costs privacy, at its share of the audit's false-
 | `participation` | mean where a canary was drawn out of the step | patients take part whom the lot left out |
 | `exclusion` | mean where no canary was in | the sum moves without any patient |
 | `rate` | mean of the canaries that were in, over all steps | they take part more often than the rate says |
+| `noise_parameters` | as `noise`, of each parameter with nobody in the step | noise only where the audit looks |
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -29,7 +31,7 @@ from multimix.errors import Refused
 
 Direction = Literal["low", "high", "both"]
 Array = npt.NDArray[Any]
-NUMBER_OF_TESTS: Final = 8
+NUMBER_OF_TESTS: Final = 9
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,15 @@ class DirectTest:
 
 
 def direct_tests(seen: Observation, *, false_alarm_rate: float) -> tuple[DirectTest, ...]:
-    """Return all tests; together they flag a correct trainer with at most this probability.
+    """Return all tests of the audit head; with `noise_of_parameters` they flag a correct trainer this often at most.
 
     Raises:
-        Refused: `audit_parameters` for a rate outside 0 to 1 or fewer than two steps; `audit_not_finite`.
+        Refused: `audit_parameters` for a rate outside 0 to 1, fewer than two steps, or where no noise was claimed;
+            `audit_not_finite`.
     """
-    if not 0 < false_alarm_rate < 1 or len(seen.values) < 2:  # noqa: PLR2004  (there is no lag in one step)
-        raise Refused("audit_parameters", "a false-alarm rate between 0 and 1, and two steps at least")
-    if not np.isfinite(seen.values).all():
-        raise Refused("audit_not_finite")
+    if len(seen.values) < 2:  # noqa: PLR2004  (there is no lag in one step)
+        raise Refused("audit_parameters", "two steps at least")
+    _check(seen.noise_multiplier, false_alarm_rate, [seen.values])
     sigma, rate, steps = seen.noise_multiplier, seen.sampling_rate, len(seen.values)
     noise, taking_part = seen.values[:, ~seen.included], seen.values[:, seen.included]
     drawn_out = seen.values[seen.included[None] & ~seen.sampled]
@@ -70,6 +72,25 @@ def direct_tests(seen: Observation, *, false_alarm_rate: float) -> tuple[DirectT
         judge.mean("exclusion", noise, 0.0, sigma, "both"),
         judge.mean("rate", taking_part, rate, spread_of_rate, "high"),
     )
+
+
+def noise_of_parameters(nobody: Mapping[str, Array], sigma: float, *, false_alarm_rate: float) -> DirectTest:
+    """Return the test of a step with nobody in it: of the parameter with too little noise, if any has.
+
+    Args:
+        nobody: Noised sum by parameter, in units of the clip norm: noise and nothing else.
+        sigma: Claimed noise multiplier.
+        false_alarm_rate: As of `direct_tests`; this is one of the tests that share it.
+
+    Raises:
+        Refused: as `direct_tests`.
+    """
+    _check(sigma, false_alarm_rate, list(nobody.values()))
+    judge = _Judge(false_alarm_rate / NUMBER_OF_TESTS)
+    found = [judge.spread("noise_parameters", values, sigma, "low") for values in nobody.values()]
+    worst = min(found, key=lambda test: test.p_value)
+    p = min(1.0, worst.p_value * len(found))
+    return replace(worst, p_value=p, flagged=p < judge.significance)
 
 
 @dataclass(frozen=True)
@@ -106,3 +127,12 @@ class _Judge:
 def _p_value(low: float, high: float, direction: Direction) -> float:
     """Return the p-value of a statistic by the probabilities of one as low, and of one as high."""
     return {"low": low, "high": high, "both": min(1.0, 2 * min(low, high))}[direction]
+
+
+def _check(sigma: float, false_alarm_rate: float, values: Sequence[Array]) -> None:
+    if not 0 < false_alarm_rate < 1:
+        raise Refused("audit_parameters", "a false-alarm rate between 0 and 1")
+    if not sigma > 0:
+        raise Refused("audit_parameters", "no noise is claimed: there is nothing to hold the noise against")
+    if not values or not all(np.isfinite(each).all() for each in values):
+        raise Refused("audit_not_finite")

@@ -15,9 +15,9 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from multimix.audit.direct_tests import direct_tests
+from multimix.audit.direct_tests import direct_tests, noise_of_parameters
 from multimix.audit.estimators import Estimate, lower_bound
-from multimix.audit.neighbours import TOLERANCE, compare_neighbours
+from multimix.audit.neighbours import TOLERANCE, compare_neighbours, sum_over_nobody
 from multimix.audit.observation import Observation, Subject, observe
 from multimix.config import Frozen
 
@@ -124,7 +124,11 @@ def audit(
     neighbours = compare_neighbours(
         subject, patients=patients, seed=seed, progress=lambda n: progress("neighbours", n, patients)
     )
-    tests = direct_tests(seen, false_alarm_rate=false_alarm_rate / 2)
+    nobody = sum_over_nobody(subject, seed=seed)
+    tests = (
+        *direct_tests(seen, false_alarm_rate=false_alarm_rate / 2),
+        noise_of_parameters(nobody, subject.dp.noise_multiplier, false_alarm_rate=false_alarm_rate / 2),
+    )
     return EmpiricalResult(
         noise_multiplier=subject.dp.noise_multiplier,
         sampling_rate=subject.dp.sampling_rate,

@@ -21,7 +21,7 @@ from multimix.audit.observation import Subject, audit_secret
 from multimix.batches import TrainingData
 from multimix.data.sampling import Pools
 from multimix.errors import Refused
-from multimix.privacy.training import Population
+from multimix.privacy.training import Population, taught_pools
 
 TOLERANCE: Final = 1e-6  # of the clip norm: far above float64's rounding of the sum, far below any patient
 
@@ -53,13 +53,13 @@ def compare_neighbours(
     Raises:
         Refused: `audit_patients` where fewer than two patients train here; as the trainer.
     """
-    rows = _rows_of(subject.data, patients, subject.dp.images_per_patient, seed)
+    taught = replace(subject.data, pools=taught_pools(subject.data.pools, subject.dp.modules))
+    rows = _rows_of(taught, patients, subject.dp.images_per_patient, seed)
     if len(rows) < 2:  # noqa: PLR2004
         raise Refused("audit_patients", "fewer than two patients train here")
 
     def step(taken: list[Rows]) -> dict[str, Array]:
-        given = _restricted(subject.data, np.concatenate([*taken, rows[0][:0]]))
-        return _sum_of_a_step(replace(subject, data=given), audit_secret(seed))
+        return _sum_over(subject, taken, seed)
 
     together, nobody = step(rows), step([])
     sensitivity = leakage = 0.0
@@ -72,6 +72,20 @@ def compare_neighbours(
             progress(number + 1)
     flagged = not (sensitivity <= 1 + TOLERANCE and leakage <= TOLERANCE)
     return Neighbours(len(rows), sensitivity, leakage, flagged)
+
+
+def sum_over_nobody(subject: Subject, *, seed: int) -> dict[str, Array]:
+    """Return the noised sum of a step without patients, by parameter, in units of the clip norm: the noise alone.
+
+    Raises:
+        Refused: as the trainer; `audit_not_watched`.
+    """
+    return _sum_over(subject, [], seed)
+
+
+def _sum_over(subject: Subject, taken: list[Rows], seed: int) -> dict[str, Array]:
+    rows = np.concatenate([*taken, np.empty(0, dtype=np.int64)])
+    return _sum_of_a_step(replace(subject, data=_restricted(subject.data, rows)), audit_secret(seed))
 
 
 def _rows_of(data: TrainingData, patients: int, images: int, seed: int) -> list[Rows]:

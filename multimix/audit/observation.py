@@ -7,7 +7,7 @@ gradient would be: after clipping, noise and division.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -22,7 +22,7 @@ from multimix.network import MultiMixNetwork
 from multimix.privacy.canaries import AUDIT_HEAD, Canaries, plant
 from multimix.privacy.dp_sgd import Named
 from multimix.privacy.noise import SecretStream
-from multimix.privacy.training import Population
+from multimix.privacy.training import Population, taught_pools
 
 FEWEST_CANARIES: Final = 64
 
@@ -112,6 +112,8 @@ def observe(
     planted, chosen = plant(subject.data, included, images=dp.images_per_patient, clip_norm=dp.clip_norm)
 
     def watch(index: int, gradient: Named) -> None:
+        if AUDIT_HEAD not in gradient:
+            raise Refused("audit_not_watched", "no audit head")
         seen[index] = gradient[AUDIT_HEAD].detach().cpu().double().numpy().copy()
 
     subject.train(
@@ -143,7 +145,8 @@ def audit_secret(seed: int) -> bytes:
 
 def _sampled(data: TrainingData, canaries: Canaries, dp: PatientPrivacy, secret: bytes, steps: int) -> Bools:
     """Return who is in which step, by the auditor's own reading of the secret: canaries are the last patients."""
-    everyone, stream = Population.of(data).count, SecretStream(secret)
+    taught = replace(data, pools=taught_pools(data.pools, dp.modules))
+    everyone, stream = Population.of(taught).count, SecretStream(secret)
     taking_part = len(canaries.coordinates)
     sampled = np.zeros((steps, len(canaries.included)), dtype=np.bool_)
     for step in range(steps):
