@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import intake, privacy, site, step, store
+from benchmarks import audit, intake, privacy, site, step, store
 
 RESULTS = Path(__file__).parent / "results.json"
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,6 +33,7 @@ BENCHMARKS: dict[str, Callable[[], float | dict[str, float]]] = {
     "run_overhead_fraction": lambda: site.run_overhead_fraction(data_folder()),
     "intake": intake.figures,
     "privacy": privacy.figures,
+    "audit": audit.figures,
     "make_run_s": make_run_s,
 }
 

@@ -1,6 +1,7 @@
 """The empirical audit of a site: its newest run, on its present images, with the claim that its events support."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from client.audit.sites import AuditedSite
 from client.audit.subjects import subject_of
 from multimix.audit.attacks import MembershipResult, Target, attack
 from multimix.audit.empirical import EmpiricalResult, audit
+from multimix.audit.observation import Subject
 from multimix.audit.recompute import price
 from multimix.errors import InputError
 from multimix.version import code_version
@@ -25,7 +27,7 @@ def audited(
     delta = site.population.failure_probability
     result = audit(
         subject,
-        claimed_epsilon=_claim(subject.dp.noise_multiplier, subject.dp.sampling_rate, subject.steps, delta),
+        claim=lru_cache(lambda at: _claim(subject, at)),
         delta=delta,
         canaries=canaries,
         patients=patients,
@@ -61,7 +63,7 @@ def attacked(
     return attack(
         subject,
         target,
-        epsilon=_claim(subject.dp.noise_multiplier, subject.dp.sampling_rate, subject.steps, delta),
+        epsilon=_claim(subject, delta),
         delta=delta,
         shadow_models=shadows,
         seed=seed,
@@ -69,6 +71,7 @@ def attacked(
     )
 
 
-def _claim(noise_multiplier: float, sampling_rate: float, steps: int, delta: float) -> float:
-    """Return the epsilon of so many steps, by the auditor's own accountant."""
-    return price({(noise_multiplier, sampling_rate): steps}, delta=delta)
+def _claim(subject: Subject, delta: float) -> float:
+    """Return the epsilon of the subject's steps, by the auditor's own accountant."""
+    mechanism = (subject.dp.noise_multiplier, subject.dp.sampling_rate)
+    return price({mechanism: subject.steps}, delta=delta)

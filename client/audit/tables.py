@@ -6,7 +6,7 @@ from typing import Final
 from client.console import out, table
 from multimix.audit.attacks import MembershipResult
 from multimix.audit.empirical import EmpiricalResult
-from multimix.audit.recompute import Recomputation
+from multimix.audit.recompute import Recomputation, Row
 from multimix.audit.replay import Replayed
 from multimix.audit.verify import Verification
 
@@ -32,26 +32,7 @@ def show_verification(found: Verification) -> None:
 def show_recomputation(found: Recomputation, *, every: bool) -> None:
     """Print claims beside what the events say: the newest entries, or every one."""
     shown = found.rows if every else found.rows[-MOST_ROWS:]
-    rows = [
-        (
-            str(row.sequence),
-            row.job,
-            str(row.round),
-            f"{row.noise_multiplier:g}",
-            f"{row.sampling_rate:g}",
-            str(row.steps),
-            *(
-                f"{claim:.3f} / {_between(part.low, part.high)}"
-                for claim, part in (
-                    (row.claimed_run, row.run),
-                    (row.claimed_lifetime, row.lifetime),
-                    (row.claimed_private, row.private),
-                )
-            ),
-            row.verdict + (", seeded" if row.seeded else "") + (", above limit" if row.above_limit else ""),
-        )
-        for row in shown
-    ]
+    rows = [_recomputed(row) for row in shown]
     header = ("entry", "run", "round", "noise", "rate", "steps", "run", "lifetime", "private part", "verdict")
     table(f"{len(shown)} of {len(found.rows)} reservations, epsilon claimed / by the events", header, rows)
     delta = "none claimed" if found.delta is None else f"{found.delta:.3g}"
@@ -63,6 +44,21 @@ def show_recomputation(found: Recomputation, *, every: bool) -> None:
         out.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     out.print("Signatures are not checked here: multimix-audit verify does.", highlight=False)
     out.print("\nAGREES" if found.agrees else "\nDOES NOT AGREE", style="bold", highlight=False)
+
+
+def _recomputed(row: Row) -> tuple[str, ...]:
+    entry = row.entry
+    pairs = ((entry.claimed_run, row.run), (entry.claimed_lifetime, row.lifetime), (entry.claimed_private, row.private))
+    return (
+        str(entry.sequence),
+        entry.job,
+        str(entry.round),
+        f"{entry.noise_multiplier:g}",
+        f"{entry.sampling_rate:g}",
+        str(entry.steps),
+        *(f"{claim:.3f} / {_between(part.low, part.high)}" for claim, part in pairs),
+        row.verdict + (", seeded" if entry.seeded else "") + (", above limit" if entry.above_limit else ""),
+    )
 
 
 def _between(low: float, high: float) -> str:

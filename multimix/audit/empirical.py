@@ -16,7 +16,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from multimix.audit.direct_tests import direct_tests, noise_of_parameters
-from multimix.audit.estimators import Estimate, lower_bound
+from multimix.audit.estimators import Estimate, LowerBound, lower_bound
 from multimix.audit.neighbours import TOLERANCE, compare_neighbours, sum_over_nobody
 from multimix.audit.observation import Observation, Subject, observe
 from multimix.config import Frozen
@@ -24,6 +24,7 @@ from multimix.config import Frozen
 FALSE_ALARM_RATE: Final = 1e-3  # of the whole audit
 CONFIDENCE: Final = 0.95  # of the bounds that are shown; those that flag are held to the false-alarm rate
 _METHODS: Final = 3
+_DELTA_OF_STEINKE: Final = 1e-6  # times the canaries it has to be far below the significance
 
 Stage = Literal["canaries", "neighbours"]
 Progress = Callable[[Stage, int, int], None]  # stage, done, of how many
@@ -31,9 +32,11 @@ Number = Annotated[float, Field(allow_inf_nan=True)]
 
 
 class Bound(Frozen):
-    """A lower bound on epsilon, at the delta of the audit."""
+    """A lower bound on epsilon, at the claim's delta; Steinke's at a smaller one, since it shows nothing at a large."""
 
     method: Literal["steinke", "fdp_approximate", "fdp_gaussian"]
+    delta: float  # of both epsilons
+    claimed_epsilon: float  # of the audited steps
     epsilon: float  # with the confidence of the audit
     ceiling: float  # what as many canaries show at most
     guesses: int
@@ -94,7 +97,7 @@ class EmpiricalResult(Frozen):
 def audit(
     subject: Subject,
     *,
-    claimed_epsilon: float,
+    claim: Callable[[float], float],
     delta: float,
     canaries: int,
     patients: int,
@@ -107,7 +110,7 @@ def audit(
 
     Args:
         subject: The trainer, its data, and what it was told.
-        claimed_epsilon: Of the subject's steps at `delta`.
+        claim: Epsilon of the subject's steps at a delta.
         delta: Of the claim.
         canaries: m: more of them show more.
         patients: Of the comparison of neighbours.
@@ -135,13 +138,13 @@ def audit(
         clip_norm=subject.dp.clip_norm,
         steps=subject.steps,
         delta=delta,
-        claimed_epsilon=claimed_epsilon,
+        claimed_epsilon=claim(delta),
         canaries=canaries,
         included=int(seen.included.sum()),
         seed=seed,
         confidence=CONFIDENCE,
         false_alarm_rate=false_alarm_rate,
-        bounds=_bounds(seen, delta=delta, claimed_epsilon=claimed_epsilon, false_alarm_rate=false_alarm_rate / 2),
+        bounds=_bounds(seen, delta=delta, claim=claim, false_alarm_rate=false_alarm_rate / 2),
         tests=tuple(Test(**asdict(test)) for test in tests),
         neighbours=NeighbourResult(**asdict(neighbours), tolerance=TOLERANCE),
         code=code,
@@ -149,24 +152,32 @@ def audit(
     )
 
 
-def _bounds(seen: Observation, *, delta: float, claimed_epsilon: float, false_alarm_rate: float) -> tuple[Bound, ...]:
+def _bounds(
+    seen: Observation, *, delta: float, claim: Callable[[float], float], false_alarm_rate: float
+) -> tuple[Bound, ...]:
     """Return the bounds with the confidence that is shown; they flag where those at the false-alarm rate do."""
     inside, outside = seen.scores[seen.included], seen.scores[~seen.included]
-    shown = lower_bound(inside, outside, delta=delta, significance=1 - CONFIDENCE)
-    sure = lower_bound(inside, outside, delta=delta, significance=false_alarm_rate / _METHODS)
 
-    def bound(estimate: Estimate, strict: Estimate) -> Bound:
+    def both(at: float) -> tuple[LowerBound, LowerBound]:
+        shown = lower_bound(inside, outside, delta=at, significance=1 - CONFIDENCE)
+        return shown, lower_bound(inside, outside, delta=at, significance=false_alarm_rate / _METHODS)
+
+    def bound(estimate: Estimate, strict: Estimate, at: float) -> Bound:
         return Bound(
             method=estimate.method,
+            delta=at,
+            claimed_epsilon=claim(at),
             epsilon=estimate.epsilon,
             ceiling=estimate.ceiling,
             guesses=estimate.best.guesses,
             correct=estimate.best.correct,
-            flagged=strict.epsilon > claimed_epsilon,
+            flagged=strict.epsilon > claim(at),
         )
 
+    small = min(delta, _DELTA_OF_STEINKE)
+    (shown, sure), (shown_at_small, sure_at_small) = both(delta), both(small)
     return (
-        bound(shown.steinke, sure.steinke),
-        bound(shown.fdp_approximate, sure.fdp_approximate),
-        bound(shown.fdp_gaussian, sure.fdp_gaussian),
+        bound(shown_at_small.steinke, sure_at_small.steinke, small),
+        bound(shown.fdp_approximate, sure.fdp_approximate, delta),
+        bound(shown.fdp_gaussian, sure.fdp_gaussian, delta),
     )

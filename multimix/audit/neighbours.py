@@ -4,7 +4,8 @@ One step is taken three times with the same secret: with some patients, without 
 The noise of equal draws cancels in the differences, so nothing is estimated:
 
 * sensitivity: |with - without|, in units of the clip norm, must be 1 at most;
-* leakage: |with - without - alone + nobody| must be 0: all others add the same whether the patient is there or not.
+* leakage: |with - without - alone + nobody| must be 0: all others add the same whether the patient is there or not. It
+  is looked at twice, also with a clip norm so large that clipping cannot hide what only scales gradients.
 
 A clipping bound that is broken shows in the first, and whatever carries anything from one patient to the next shows in
 the second: batch normalisation, saliency or pseudo-labels computed over patients, a gradient of the whole batch.
@@ -12,6 +13,7 @@ the second: batch normalisation, saliency or pseudo-labels computed over patient
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -23,6 +25,7 @@ from multimix.data.sampling import Pools
 from multimix.errors import Refused
 from multimix.privacy.training import Population, taught_pools
 
+_LOOSE: Final = 1e4  # times the clip norm: the noise of 1e4 clip norms still cancels to 1e-11
 TOLERANCE: Final = 1e-6  # of the clip norm: far above float64's rounding of the sum, far below any patient
 
 Rows = npt.NDArray[np.int64]
@@ -58,20 +61,46 @@ def compare_neighbours(
     if len(rows) < 2:  # noqa: PLR2004
         raise Refused("audit_patients", "fewer than two patients train here")
 
-    def step(taken: list[Rows]) -> dict[str, Array]:
-        return _sum_over(subject, taken, seed)
-
-    together, nobody = step(rows), step([])
+    clipped, loose = _Steps(subject, rows, seed), _Steps(_hardly_clipping(subject), rows, seed)
     sensitivity = leakage = 0.0
-    for number, removed in enumerate(rows):
-        without, alone = step([*rows[:number], *rows[number + 1 :]]), step([removed])
-        sensitivity = _worse(sensitivity, _norm({name: together[name] - without[name] for name in together}))
-        rest = {name: together[name] - without[name] - alone[name] + nobody[name] for name in together}
-        leakage = _worse(leakage, _norm(rest))
+    for number in range(len(rows)):
+        moved, rest = clipped.without(number)
+        _moved, rest_of_loose = loose.without(number)
+        sensitivity = _worse(sensitivity, moved)
+        leakage = _worse(_worse(leakage, rest), rest_of_loose * _LOOSE)
         if progress:
             progress(number + 1)
     flagged = not (sensitivity <= 1 + TOLERANCE and leakage <= TOLERANCE)
     return Neighbours(len(rows), sensitivity, leakage, flagged)
+
+
+@dataclass(frozen=True, eq=False)
+class _Steps:
+    """One step over some patients, and over all of them but one."""
+
+    subject: Subject
+    rows: list[Rows]
+    seed: int
+
+    @cached_property
+    def together(self) -> dict[str, Array]:
+        return _sum_over(self.subject, self.rows, self.seed)
+
+    @cached_property
+    def nobody(self) -> dict[str, Array]:
+        return _sum_over(self.subject, [], self.seed)
+
+    def without(self, number: int) -> tuple[float, float]:
+        """Return how far removing one patient moves the sum, and how far it moves what the others add."""
+        others = _sum_over(self.subject, [*self.rows[:number], *self.rows[number + 1 :]], self.seed)
+        alone = _sum_over(self.subject, [self.rows[number]], self.seed)
+        moved = {name: value - others[name] for name, value in self.together.items()}
+        return _norm(moved), _norm({name: moved[name] - alone[name] + self.nobody[name] for name in moved})
+
+
+def _hardly_clipping(subject: Subject) -> Subject:
+    """Return the subject with so large a clip norm that what only rescales gradients shows; noise grows with it."""
+    return replace(subject, dp=subject.dp.model_copy(update={"clip_norm": _LOOSE * subject.dp.clip_norm}))
 
 
 def sum_over_nobody(subject: Subject, *, seed: int) -> dict[str, Array]:

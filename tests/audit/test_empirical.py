@@ -26,7 +26,7 @@ def data(tmp_path_factory):
 def audited(data, train=train_privately, *, dp=SHORT, claimed=10.0, seed=1, **given) -> EmpiricalResult:
     subject = Subject(train, lambda: new_network(PRIVATE_METHOD.network, 0), data, PRIVATE_METHOD, dp, STEPS)
     asked = {"canaries": CANARIES, "patients": PATIENTS, "delta": 1e-5, "code": "0.1.0+test"} | given
-    return audit(subject, claimed_epsilon=claimed, seed=seed, **asked)
+    return audit(subject, claim=lambda _delta: claimed, seed=seed, **asked)
 
 
 @pytest.fixture(scope="module")

@@ -36,8 +36,8 @@ class Adds:
         self.asked = [*(self.asked or []), (work, dp)]
         present = np.unique(data.store.patient[Population.of(data).rows]).tolist()
         noise = dp.noise_multiplier * SecretStream(secret).normals("noise", 0, 2)
-        value = torch.tensor(self.sum_of(present), dtype=torch.float64) + torch.from_numpy(noise)
-        watch(0, {"w": value * dp.clip_norm / (dp.sampling_rate * dp.declared_patients)})
+        value = torch.tensor(self.sum_of(present), dtype=torch.float64) * NOISY.clip_norm
+        watch(0, {"w": (value + dp.clip_norm * torch.from_numpy(noise)) / (dp.sampling_rate * dp.declared_patients)})
         return {}
 
 
@@ -113,7 +113,24 @@ def test_everybody_is_in_the_step_and_it_is_the_last(data):
     compare_neighbours(subject(data, trainer), patients=2, seed=0)
     for work, dp in trainer.asked:
         assert (work.steps, work.first_step, work.total_steps) == (1, STEPS - 1, STEPS)
-        assert dp == NOISY.model_copy(update={"sampling_rate": 1.0})
+        assert dp == NOISY.model_copy(update={"sampling_rate": 1.0, "clip_norm": dp.clip_norm})
+    assert {dp.clip_norm for _, dp in trainer.asked} == {0.5, 5000.0}
+
+
+def test_what_clipping_hides_leaks_with_the_larger_clip_norm(data):
+    """Each patient's gradient is 100 times as long when all are there; clipped, it is of length 1 whoever is there."""
+
+    def trainer(network, data, method, work, dp, *, secret, progress=None, canaries=None, watch=None):
+        present = np.unique(data.store.patient[Population.of(data).rows])
+        each = 200.0 if len(present) == PATIENTS else 2.0
+        total = len(present) * min(each, dp.clip_norm)
+        watch(0, {"w": torch.tensor([total], dtype=torch.float64) / (dp.sampling_rate * dp.declared_patients)})
+        return {}
+
+    found = compare_neighbours(subject(data, trainer), patients=PATIENTS, seed=0)
+    assert found.sensitivity == pytest.approx(1)
+    assert found.leakage == pytest.approx((6 * 200 - 5 * 2 - 2) / NOISY.clip_norm)
+    assert found.flagged
 
 
 def test_as_many_patients_are_removed_as_asked_and_told_one_by_one(data):

@@ -82,7 +82,7 @@ def audited(hospital: Hospital, *, wide: bool = False, seed: int = SEED) -> Empi
     )
     return audit(
         subject,
-        claimed_epsilon=claimed_epsilon(),
+        claim=lambda _delta: claimed_epsilon(),
         delta=NARROW.delta,
         canaries=CANARIES,
         patients=PATIENTS,
