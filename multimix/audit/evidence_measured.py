@@ -1,0 +1,146 @@
+"""The sections of the evidence page on what was measured at the site: audits, neighbours, attacks and replays."""
+
+from typing import Final
+
+from multimix.audit import evidence_words as words
+from multimix.audit.attacks import MembershipResult
+from multimix.audit.empirical import EmpiricalResult
+from multimix.audit.evidence_records import Evidence
+from multimix.audit.evidence_tables import DASH, Section, bounded, priced, table
+from multimix.audit.replay import Replayed
+from multimix.privacy.statement_sections import Code, upwards
+
+_FLAG: Final = {True: "FLAGGED", False: "nothing"}
+
+
+def sections_of(evidence: Evidence) -> tuple[Section, ...]:
+    """Return the sections, each also where nothing was measured: that too is evidence."""
+    return (
+        _empirical(evidence.empirical),
+        _neighbours(evidence.empirical),
+        _membership(evidence.membership),
+        _replays(evidence.replays),
+    )
+
+
+def _empirical(results: tuple[EmpiricalResult, ...]) -> Section:
+    if not results:
+        return Section("The training software, audited with canaries", ("Not done.",))
+    header = ("Audit", "Noise", "Rate", "Clip norm", "Steps", "Claim", "Delta", "Canaries", "Seed", "Software")
+    rows = [
+        (str(number), f"{each.noise_multiplier:.6g}", f"{each.sampling_rate:.6g}", f"{each.clip_norm:.6g}",
+         f"{each.steps:,}", priced(each.claimed_epsilon), upwards(each.delta), f"{each.canaries:,}", str(each.seed),
+         Code(each.code)) for number, each in enumerate(results, 1)
+    ]  # fmt: skip
+    bounds = [(number, bound) for number, each in enumerate(results, 1) for bound in each.bounds]
+    bound_rows = [
+        (str(number), words.METHODS[bound.method], bounded(bound.epsilon), bounded(bound.ceiling),
+         priced(bound.claimed_epsilon), upwards(bound.delta),
+         f"{bound.correct:,} of {bound.guesses:,}", _FLAG[bound.flagged]) for number, bound in bounds
+    ]  # fmt: skip
+    tests = [(number, test) for number, each in enumerate(results, 1) for test in each.tests]
+    test_rows = [
+        (str(number), words.TESTS.get(test.name, test.name.replace("_", " ")), f"{test.measured:.5g}",
+         f"{test.expected:.5g}", f"{test.z:+.2f}", f"{test.p_value:.2g}", _FLAG[test.flagged]) for number, test in tests
+    ]  # fmt: skip
+    text = (
+        "Canaries are patients that do not exist, planted in one run of the real training software; half of them, by "
+        "lot, took part. How well they are told apart is a lower bound on epsilon. The direct tests ask whether noise, "
+        f"clipping and sampling are as claimed. A correct trainer is flagged by an audit in at most "
+        f"{max(each.false_alarm_rate for each in results):g} of all audits."
+    )
+    return Section(
+        "The training software, audited with canaries",
+        (text,),
+        tables=(
+            table(header, rows),
+            table(
+                (
+                    "Audit",
+                    "Lower bound by",
+                    "At least",
+                    "Ceiling",
+                    "Claim",
+                    "Delta",
+                    "Right guesses",
+                    "Speaks against it",
+                ),
+                bound_rows,
+                bad=[place for place, (_, bound) in enumerate(bounds) if bound.flagged],
+            ),
+            table(
+                ("Audit", "Is it so that", "Measured", "Expected", "z", "p", "Speaks against it"),
+                test_rows,
+                bad=[place for place, (_, test) in enumerate(tests) if test.flagged],
+            ),
+        ),
+    )
+
+
+def _neighbours(results: tuple[EmpiricalResult, ...]) -> Section:
+    if not results:
+        return Section("Neighbours: one patient more or less", ("Not done.",))
+    rows = [
+        (str(number), str(each.neighbours.patients), f"{each.neighbours.sensitivity:.6f}",
+         f"{each.neighbours.leakage:.2g}", f"{each.neighbours.tolerance:g}", _FLAG[each.neighbours.flagged])
+        for number, each in enumerate(results, 1)
+    ]  # fmt: skip
+    header = (
+        "Audit",
+        "Patients removed in turn",
+        "Largest effect",
+        "Largest leakage",
+        "Tolerance",
+        "Speaks against it",
+    )
+    text = (
+        "One step was taken with a patient and without. The effect, in units of the clip norm, has to be 1 at most. "
+        "Leakage is what a patient changes in the share of the others, and has to be 0."
+    )
+    flagged = [place for place, each in enumerate(results) if each.neighbours.flagged]
+    return Section("Neighbours: one patient more or less", (text,), tables=(table(header, rows, bad=flagged),))
+
+
+def _membership(results: tuple[MembershipResult, ...]) -> Section:
+    if not results:
+        return Section("Membership attacks on the released model", ("Not done, or its figures were not released.",))
+    header = ("Attack", "Members, others", "AUC", "AUC permitted", "Found at 1 % false alarms", "Permitted", "Note")
+    pairs = [(each, attack) for each in results for attack in each.attacks]
+    rows = [
+        (attack.name, f"{attack.members:,}, {attack.others:,}", _with(attack.auc, attack.auc_interval),
+         f"{each.permitted_auc:.4f}", _with(attack.tpr, attack.tpr_interval), f"{each.permitted_tpr:.4f}", attack.note)
+        for each, attack in pairs
+    ]  # fmt: skip
+    warning = (
+        "These are EXACT figures about real patients. They are not differentially private and not counted in epsilon; "
+        "they stand here because the officer chose to release them."
+    )
+    text = (
+        "Can a training patient be told from one held back? AUC 0.5 is guessing. Permitted is what the claimed epsilon "
+        "allows the best of all attacks. A weak attack proves nothing: a better one may exist."
+    )
+    bad = [place for place, (each, attack) in enumerate(pairs) if attack.auc_interval[0] > each.permitted_auc]
+    return Section("Membership attacks on the released model", (warning, text), tables=(table(header, rows, bad=bad),))
+
+
+def _with(value: float, interval: tuple[float, float]) -> str:
+    return f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
+
+
+def _replays(replays: tuple[Replayed, ...]) -> Section:
+    heading = "Rounds executed again"
+    if not replays:
+        return Section(heading, ("Not done.",))
+    header = ("Entry", "Run, round", "What came out", "Why", "Difference", "Tolerance", "Software then", "Software now")
+    rows = [
+        (str(each.sequence), f"{each.job_id}, {each.round}", words.FINDINGS[each.verdict],
+         ", ".join(reason.replace("_", " ") for reason in each.reasons) or DASH,
+         "not computed" if each.difference is None else f"{each.difference:.2g}", f"{each.tolerance:g}",
+         Code(each.code_then), Code(each.code_now)) for each in replays
+    ]  # fmt: skip
+    text = (
+        "A round was trained again from its order, the weights received, the images and the opened secret of its "
+        "noise. Difference is relative to the size of the update."
+    )
+    bad = [place for place, each in enumerate(replays) if each.verdict == "differs"]
+    return Section(heading, (text,), tables=(table(header, rows, bad=bad),))

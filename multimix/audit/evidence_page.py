@@ -1,0 +1,76 @@
+"""The evidence for a data-protection officer: one self-contained HTML page that fetches nothing and runs no script.
+
+multimix/audit/evidence_sections.py and evidence_measured.py say what stands where, evidence_words.py in which words,
+evidence_chart.py draws, evidence.html.md lays out. Whatever the ledger's texts contain is escaped.
+"""
+
+from pathlib import Path
+from typing import Final
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from multimix.audit.evidence_chart import budget_chart, epsilon_chart
+from multimix.audit.evidence_figures import figures_of
+from multimix.audit.evidence_records import Evidence
+from multimix.audit.evidence_sections import sections_of
+from multimix.audit.evidence_verdict import many
+from multimix.audit.evidence_words import VERDICTS, can_rely, cannot_rely, infinite
+from multimix.privacy.statement_sections import Code, moment
+
+_UNNAMED: Final = "not named"
+
+
+def as_html(evidence: Evidence) -> str:
+    """Return the page; the same evidence makes the same bytes."""
+    word, meaning = VERDICTS[evidence.judgement.word]
+    return _PAGE.render(
+        evidence=evidence,
+        site=evidence.verification.site or _UNNAMED,
+        population=evidence.verification.population or _UNNAMED,
+        word=word,
+        meaning=meaning,
+        infinite=infinite(evidence),
+        looked_at=_looked_at(evidence),
+        rely=can_rely(evidence),
+        not_rely=cannot_rely(evidence),
+        notices=evidence.statement.notices if evidence.statement else (),
+        sections=sections_of(evidence),
+        pictures={"epsilon": epsilon_chart(figures_of(evidence)), "budget": budget_chart(evidence)},
+    )
+
+
+def _looked_at(evidence: Evidence) -> tuple[str, ...]:
+    seen, found = evidence.verification, evidence.recomputation
+    told = [f"{many(seen.entries, 'entry', 'entries')} of the ledger: hashes, signatures, order, bookkeeping."]
+    if found:
+        told.append(f"Epsilon of {many(len(found.rows), 'reservation')}, computed again from the entries.")
+    if seen.covered is not None:
+        told.append(f"The coordinator's heads, which cover the first {many(seen.covered, 'entry', 'entries')}.")
+    if evidence.empirical:
+        told.append(f"The training software, in {many(len(evidence.empirical), 'audit')} with planted canaries.")
+    if evidence.membership:
+        told.append(f"The released model, in {many(len(evidence.membership), 'membership test')}.")
+    if evidence.replays:
+        again = sum(each.verdict == "reproduced" for each in evidence.replays)
+        told.append(f"{many(len(evidence.replays), 'round')}, executed again; {again} came out the same.")
+    return tuple(told)
+
+
+def _cell(value: str) -> Markup:
+    return Markup("<code>{}</code>").format(value) if isinstance(value, Code) and value else escape(value)
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"moment": moment, "cell": _cell}
+    return environment
+
+
+_PAGE: Final = _environment().get_template("evidence.html.md")
