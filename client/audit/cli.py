@@ -13,6 +13,7 @@ from client.audit.inputs import (
     KeyOption,
     LedgerArgument,
     OfficerOption,
+    explained_audit,
     key_text,
     optional_key,
     read_heads,
@@ -49,7 +50,7 @@ def verify(
 
     Exit codes: 0 no violation, 3 violations, 2 the files cannot be read.
     """
-    with discreet(), explained():
+    with discreet(), explained(), explained_audit():
         found = verify_ledger(
             read_ledger_bytes(ledger),
             key=key_text(key),
@@ -78,7 +79,7 @@ def recompute_command(
 
     Exit codes: 0 agrees, 3 does not agree, 2 the ledger cannot be read.
     """
-    with discreet(), explained():
+    with discreet(), explained(), explained_audit():
         try:
             found = recompute(read_ledger_bytes(ledger).split(b"\n")[:-1], delta=delta)
         except RecomputeError as error:

@@ -1,5 +1,7 @@
 """What the commands of the audit are given: ledgers, keys, heads, a site or a site of a simulated run."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -7,7 +9,7 @@ import typer
 
 from multimix.contract.heads import HeadRecord, head_records
 from multimix.contract.signing import public_key
-from multimix.errors import SiteError
+from multimix.errors import InputError, SiteError
 from multimix.privacy.ledger import FILE
 
 EXIT_FOUND: Final = 3  # something that no honest site shows
@@ -37,6 +39,26 @@ ResultsOption = Annotated[
     Path, typer.Option("--out", help="Folder for the results; `multimix-audit report` takes them from there.")
 ]
 RESULTS: Final = Path("audit")
+_LONGEST_PATH: Final = 4096
+_DISCREET: Final = frozenset(  # errors of the audit whose words name no file
+    {
+        "auditor_key",
+        "bundle_exists",
+        "bundle_unreadable",
+        "bundle_unwritable",
+        "evidence_of_another_ledger",
+        "guarantee_invalid",
+        "heads_damaged",
+        "image_size",
+        "key_unusable",
+        "patients_missing",
+        "policy_names_a_path",
+        "scores_not_finite",
+        "shadows_odd",
+        "shadows_too_few",
+        "tolerance",
+    }
+)
 
 
 def read_ledger_bytes(path: Path) -> bytes:
@@ -86,4 +108,14 @@ def optional_key(given: str | None) -> str | None:
     return None if given is None else key_text(given)
 
 
-_LONGEST_PATH: Final = 4096
+@contextmanager
+def explained_audit() -> Iterator[None]:
+    """Turn an error of the audit into a `SiteError`, whose words reach the terminal."""
+    try:
+        yield
+    except SiteError:
+        raise
+    except InputError as error:
+        if error.reason not in _DISCREET:
+            raise
+        raise SiteError(error.reason, str(error)) from None

@@ -1,5 +1,6 @@
 """The folder in which an audit of a site gathers its results, one JSON file each, for the report."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,13 +30,13 @@ class Results:
         except OSError:
             raise SiteError("results_unwritable", "Results cannot be written there. Give another --out.") from None
 
-    def empirical(self) -> tuple[EmpiricalResult, ...]:
-        """Return the empirical audits, by name."""
-        return self._all("empirical", EmpiricalResult)
+    def empirical(self, jobs: Collection[str]) -> tuple[EmpiricalResult, ...]:
+        """Return the empirical audits of these runs."""
+        return self._all("empirical", EmpiricalResult, jobs)
 
-    def membership(self) -> tuple[MembershipResult, ...]:
-        """Return the attacks, by name."""
-        return self._all("membership", MembershipResult)
+    def membership(self, jobs: Collection[str]) -> tuple[MembershipResult, ...]:
+        """Return the attacks on these runs' models."""
+        return self._all("membership", MembershipResult, jobs)
 
     def replays(self) -> tuple[Replayed, ...]:
         """Return the replays, by entry."""
@@ -45,12 +46,12 @@ class Results:
         """Return the replay of one entry, if there is one."""
         return next((each for each in self.replays() if each.sequence == sequence), None)
 
-    def _all(self, kind: str, record: type[_T]) -> tuple[_T, ...]:
+    def _all(self, kind: str, record: type[_T], jobs: Collection[str] | None = None) -> tuple[_T, ...]:
         adapter = TypeAdapter(record)
+        paths = sorted(self._folder.glob(f"{kind}-*.json"))
+        wanted = [path for path in paths if jobs is None or path.stem.removeprefix(f"{kind}-") in jobs]
         try:
-            return tuple(
-                adapter.validate_json(path.read_bytes()) for path in sorted(self._folder.glob(f"{kind}-*.json"))
-            )
+            return tuple(adapter.validate_json(path.read_bytes()) for path in wanted)
         except (OSError, ValidationError):
             raise SiteError(
                 "results_unreadable", f"A {kind} result there is not of this software: remove it and audit again."

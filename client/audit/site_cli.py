@@ -24,6 +24,7 @@ from client.audit.inputs import (
     ResultsOption,
     RunOption,
     SiteFolderOption,
+    explained_audit,
 )
 from client.audit.results import Results
 from client.audit.tables import show_empirical, show_membership, show_replays
@@ -74,7 +75,7 @@ def empirical(
     from client.audit.empirical import attacked, audited  # noqa: PLC0415  (imports torch)
     from client.audit.subjects import audited_site  # noqa: PLC0415  (as above)
 
-    with discreet(), explained():
+    with discreet(), explained(), explained_audit():
         chosen = audited_site(site, run, name=name, data=data, cache=cache, coordinator=coordinator)
         results = Results(folder)
         with _stages() as told:
@@ -122,7 +123,7 @@ def replay(
     from client.audit.replay import replay as replay_round  # noqa: PLC0415  (imports torch)
     from client.audit.subjects import audited_site  # noqa: PLC0415  (as above)
 
-    with discreet(), explained():
+    with discreet(), explained(), explained_audit():
         chosen = audited_site(site, run, name=name, data=data, cache=cache, coordinator=coordinator)
         entries, results = chosen.read_ledger().entries, Results(folder)
         found: list[Replayed] = []

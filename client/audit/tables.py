@@ -6,6 +6,7 @@ from typing import Final
 from client.console import out, table
 from multimix.audit.attacks import MembershipResult
 from multimix.audit.empirical import EmpiricalResult
+from multimix.audit.evidence_records import Judgement
 from multimix.audit.recompute import Recomputation, Row
 from multimix.audit.replay import Replayed
 from multimix.audit.verify import Verification
@@ -32,8 +33,10 @@ def show_verification(found: Verification) -> None:
 def show_recomputation(found: Recomputation, *, every: bool) -> None:
     """Print claims beside what the events say: the newest entries, or every one."""
     shown = found.rows if every else found.rows[-MOST_ROWS:]
-    rows = [_recomputed(row) for row in shown]
-    header = ("entry", "run", "round", "noise", "rate", "steps", "run", "lifetime", "private part", "verdict")
+    exposed = any(row.entry.claimed_private != row.entry.claimed_lifetime for row in found.rows)
+    rows = [_recomputed(row, exposed=exposed) for row in shown]
+    claims = ("run", "lifetime", *(("private part",) if exposed else ()))
+    header = ("entry", "run", "round", "noise", "rate", "steps", *claims, "verdict")
     table(f"{len(shown)} of {len(found.rows)} reservations, epsilon claimed / by the events", header, rows)
     delta = "none claimed" if found.delta is None else f"{found.delta:.3g}"
     out.print(f"\n{found.population} of {found.site}, delta {delta}", highlight=False, markup=False)
@@ -46,9 +49,11 @@ def show_recomputation(found: Recomputation, *, every: bool) -> None:
     out.print("\nAGREES" if found.agrees else "\nDOES NOT AGREE", style="bold", highlight=False)
 
 
-def _recomputed(row: Row) -> tuple[str, ...]:
+def _recomputed(row: Row, *, exposed: bool) -> tuple[str, ...]:
     entry = row.entry
-    pairs = ((entry.claimed_run, row.run), (entry.claimed_lifetime, row.lifetime), (entry.claimed_private, row.private))
+    pairs = [(entry.claimed_run, row.run), (entry.claimed_lifetime, row.lifetime)]
+    if exposed:  # else it is the lifetime's
+        pairs.append((entry.claimed_private, row.private))
     return (
         str(entry.sequence),
         entry.job,
@@ -121,6 +126,14 @@ def show_membership(result: MembershipResult) -> None:
     table("\nmembership: exact figures about patients", ("attack", "AUC", "TPR at 1 % FPR or less", ""), rows)
     most = f"AUC {result.permitted_auc:.3f}, TPR {result.permitted_tpr:.3f}"
     out.print(f"epsilon {result.epsilon:.3f} at delta {result.delta:.3g} permits {most}", highlight=False)
+
+
+def show_judgement(judgement: Judgement) -> None:
+    """Print what the evidence comes to, and why."""
+    out.print(f"\n{judgement.word.upper()}", style="bold", highlight=False)
+    for title, reasons in (("against the site", judgement.contradictions), ("not looked at", judgement.gaps)):
+        for reason in reasons:
+            out.print(f"{title}: {reason}", highlight=False, markup=False, soft_wrap=True)
 
 
 def show_replays(found: list[Replayed]) -> None:
