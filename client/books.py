@@ -5,6 +5,7 @@ all that the ledger holds, over all runs, and refused beyond the budget before a
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -119,6 +120,9 @@ class Books:
             raise Refused("dp_changed", "a run's privacy is fixed with its first round")
         run, lifetime = self.priced(entries, plan.job_id, mechanism_of(dp), steps)
         limits = self.population
+        before = min((each.delta for each in reservations_of(entries)), default=math.inf)
+        if limits.failure_probability > before:
+            raise Refused("dp_delta_raised", f"{limits.failure_probability:.3g} now, {before:.3g} before")
         if run.epsilon > limits.epsilon_per_run:
             raise Refused("dp_budget_run", f"{run.epsilon:.3f} is above {limits.epsilon_per_run:g}")
         planned = price(merged(history_of(entries, plan.job_id), {mechanism_of(dp): steps}), delta=dp.delta)

@@ -80,6 +80,8 @@ REMEDIES: Final = MappingProxyType(
         "plan_replayed": _ASK,
         "plan_changed": _ASK,
         "dp_changed": _ASK,
+        "dp_delta_raised": "delta of a population never rises: what was promised at the smaller one would be stated at "
+        "a larger. Set population.delta in site.toml to what it was.",
         "dp_budget_run": "The run has no budget left for this. multimix-site budget shows what was spent.",
         "dp_budget_lifetime": "These patients have no budget left. multimix-site budget shows what was spent.",
         "dp_parameters": "A number is outside the range in which privacy can be priced: noise multiplier 0.1 to 1e5, "

@@ -48,6 +48,7 @@ from multimix.data.hospitals import Progress
 from multimix.errors import Refused, SiteError
 from multimix.network import MultiMixNetwork
 from multimix.privacy.entries import Commit, Entry, NonPrivate, Officer, Reservation
+from multimix.privacy.officer import signed_by_officer
 from multimix.privacy.reservations import Reservations
 from multimix.privacy.training import train_privately
 from multimix.training import resolve_device
@@ -105,7 +106,7 @@ def replay(
     started = time.perf_counter()
     checked_tolerance(tolerance)
     trainer = _Trainer(str(resolve_device(device)), progress, train)
-    entered, faults = _round(tuple(entries), sequence), _Faults()
+    entered, faults = _round(tuple(entries), sequence, site), _Faults()
     body = entered.body
     compared = _judged(faults, site, entered, trainer, tolerance)
     if not faults.reasons and compared.difference is None:
@@ -219,14 +220,11 @@ class _Round:
     sequence: int
     body: Reservation | NonPrivate
     commit: Commit | None
-    purged: bool  # the officer entered a purge after it
+    purged: bool  # the officer signed a purge after it
 
     def removed(self, reasons: Iterable[str]) -> bool:
-        """Whether something is gone that nobody decided to remove; earlier software kept no orders."""
-        kept = {"secret_missing", "reply_purged"}
-        if isinstance(self.body, Reservation) and "+" in self.body.code:
-            kept.add("order_missing")
-        return not self.purged and bool(kept.intersection(reasons))
+        """Whether something is gone that nobody decided to remove."""
+        return not self.purged and bool({"order_missing", "secret_missing", "reply_purged"}.intersection(reasons))
 
 
 def _judged(faults: _Faults, site: AuditedSite, entered: _Round, trainer: _Trainer, tolerance: float) -> Compared:
@@ -262,14 +260,21 @@ def _judged(faults: _Faults, site: AuditedSite, entered: _Round, trainer: _Train
     return compared
 
 
-def _round(entries: tuple[Entry, ...], sequence: int) -> _Round:
+def _round(entries: tuple[Entry, ...], sequence: int, site: AuditedSite) -> _Round:
     body = entries[sequence].body if 0 <= sequence < len(entries) else None
     if not isinstance(body, Reservation | NonPrivate):
         raise SiteError("reservation_unknown", f"Entry {sequence} of the ledger is not that of a round of training.")
-    later = [entry.body for entry in entries[sequence + 1 :]]
-    commits = (each for each in later if isinstance(each, Commit) and each.reservation == sequence)
-    purged = any(isinstance(each, Officer) and each.action == "secrets_purged" for each in later)
-    return _Round(sequence, body, next(commits, None), purged)
+    later = entries[sequence + 1 :]
+    commits = (each.body for each in later if isinstance(each.body, Commit) and each.body.reservation == sequence)
+    return _Round(sequence, body, next(commits, None), any(_purge(entry, site) for entry in later))
+
+
+def _purge(entry: Entry, site: AuditedSite) -> bool:
+    """Whether the officer, whose key the auditor or `site.toml` names, had secrets removed."""
+    if not isinstance(entry.body, Officer) or entry.body.action != "secrets_purged":
+        return False
+    population = site.population
+    return signed_by_officer(entry, site.name, population.name, population.officer_key)
 
 
 def _signed(signed: SignedPlan, key: Ed25519PublicKey) -> bool:

@@ -64,7 +64,7 @@ def tail_findings(raw: bytes) -> Iterator[Finding]:
             "torn_tail",
             number,
             "the last line has no end: a crash while writing leaves this, and so does cutting the file; it does not "
-            "count as entered, and nothing left the site on the strength of it",
+            "count as entered",
         )
     else:
         yield violation("tail_damaged", number, "what follows the last whole line is not the beginning of a line")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.audit.replay import _Round, replay, replay_simulated, replay_site
+from client.audit.replay import replay, replay_simulated, replay_site
 from client.audit.sites import AuditedSite, real_site, recorded_run, simulated_site
 from client.books import Books, Order
 from client.envelopes import pack, pack_order
@@ -49,9 +49,10 @@ from tests.client.tiny_hospitals import (
     private_site,
     write_radiographs,
 )
-from tests.privacy import sample_ledger as sample
 from tests.server.sample_results import sample_results
 
+OFFICER = simulation_key(7)
+NAMED = POPULATION.model_copy(update={"officer_key": public_text(OFFICER)})
 ROUND = 1  # sequence of the first reservation; entry 0 is the genesis
 
 
@@ -71,7 +72,7 @@ def audited(hospital, folder: Path, coordinator=KEY.public_key()) -> AuditedSite
             raise Refused("generation_gone")
         return hospital, hospital.store()
 
-    return AuditedSite(hospital.name, folder, POPULATION, coordinator, pinned, lambda: (hospital, hospital.store()))
+    return AuditedSite(hospital.name, folder, NAMED, coordinator, pinned, lambda: (hospital, hospital.store()))
 
 
 def replayed(hospital, folder: Path, **how):
@@ -196,16 +197,16 @@ def test_a_part_that_is_gone_without_a_decision_is_told(hospital, ledger, folder
     assert "removed_without_decision" in found.reasons
 
 
-def test_software_that_kept_no_orders_is_not_blamed_for_it():
-    entered = _Round(1, sample.reservation(code="0.1.0"), sample.commit(1), purged=False)
-    assert not entered.removed(["order_missing"])
-    assert entered.removed(["secret_missing"])
+def test_a_purge_that_another_than_the_officer_signed_excuses_nothing(hospital, ledger):
+    officer_purges(ledger, simulation_key(8))
+    only_file(ledger / SECRETS).unlink()
+    assert "removed_without_decision" in replayed(hospital, ledger).reasons
 
 
-def officer_purges(folder) -> None:
+def officer_purges(folder, key=OFFICER) -> None:
     """Enter the decision; what it removes is up to the test."""
     with open_ledger(folder, site="both", population=POPULATION.name) as opened:
-        decide(opened, "secrets_purged", "all", simulation_key(7), officer_key=public_text(simulation_key(7)))
+        decide(opened, "secrets_purged", "all", key, officer_key=public_text(key))
 
 
 def test_every_missing_part_is_named(hospital, ledger):

@@ -375,3 +375,12 @@ def test_a_run_is_private_or_not_from_its_first_round_on(books, ledger):
     officer_signs(ledger, "private_after_non_private")
     assert reason(books.answer, ledger, ordered(2, "open"), Training()) == "dp_changed"
     assert books.answer(ledger, ordered(1, "another"), Training()) == b"reply 1"
+
+
+def test_delta_never_rises(folder):
+    with books_of(folder).opened(None, KEY.public_key()) as ledger:
+        books_of(folder).answer(ledger, ordered(1), Training())
+        raised = books_of(folder, delta=0.011)
+        assert reason(raised.answer, ledger, ordered(2), Training()) == "dp_delta_raised"
+        lowered = books_of(folder, delta=0.009)
+        assert lowered.answer(ledger, ordered(2), Training()) == b"reply 1"
