@@ -46,6 +46,8 @@ def verify(
 ) -> None:
     """Check a ledger: every byte, place, signature and rule, and each head that the server countersigned.
 
+    LEDGER is its folder, or a copy of ledger.jsonl.
+
     Without --heads nobody can tell whether the key's owner cut the ledger or wrote it anew, and the answer says so.
 
     Exit codes: 0 no violation, 3 violations, 2 the files cannot be read.
@@ -73,6 +75,8 @@ def recompute_command(
     as_json: JsonOption = False,
 ) -> None:
     """Compute epsilon again, from the events in the ledger alone, and compare it with every claim.
+
+    LEDGER is its folder, or a copy of ledger.jsonl.
 
     The module behind it shares no code with the trainer's accountants and runs by itself with nothing but
     dp-accounting installed: python multimix/audit/recompute.py ledger.jsonl

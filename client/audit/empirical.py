@@ -10,9 +10,12 @@ from client.audit.sites import AuditedSite
 from client.audit.subjects import subject_of
 from multimix.audit.attacks import MembershipResult, Target, attack
 from multimix.audit.empirical import EmpiricalResult, audit
+from multimix.audit.membership import FEWEST_SHADOWS
 from multimix.audit.observation import Subject
 from multimix.audit.recompute import price
-from multimix.errors import InputError
+from multimix.errors import InputError, SiteError
+from multimix.network import MultiMixNetwork
+from multimix.training import resolve_device
 from multimix.version import code_version
 from multimix.weights import load_model
 
@@ -38,28 +41,34 @@ def audited(
     return plan.job_id, result
 
 
-def attacked(
-    site: AuditedSite, model: Path, *, shadows: int, seed: int, device: str, progress: Told
-) -> MembershipResult:
-    """Attack a released model for membership.
+def target_of(site: AuditedSite, model: Path, *, shadows: int, device: str) -> Target:
+    """Return what is attacked for membership: whatever cannot be is told here, before anything takes time.
 
     Raises:
-        InputError: `model_unreadable`; `image_size` where it is for other images; as `attack`. Refused: as
-            `subject_of`.
+        SiteError: `model_unreadable`, `shadows_unusable`.
+        InputError: `image_size` where the model is for other images; `patients_missing` where none was held back.
+        Refused: as `AuditedSite.last_order`.
     """
-    subject, plan = subject_of(site, site.read_ledger().entries, device=device)
-    hospital, store = site.current()
-    network = load_model(model)
+    if shadows and (shadows < FEWEST_SHADOWS or shadows % 2):
+        raise SiteError("shadows_unusable", f"Give 0 shadow models, or an even number from {FEWEST_SHADOWS} on.")
+    network, (hospital, store) = _released(model), site.current()
     if network.config.image_size != store.image_size:
         raise InputError("image_size", "The model is for images of another size than the site's.")
+    members = hospital.evaluation_rows(store, "train")
+    others = np.concatenate([hospital.evaluation_rows(store, split) for split in ("validation", "test")])
+    if not len(members) or not len(others):
+        raise InputError("patients_missing", "The site held no patient back from training: there is nobody to compare.")
+    plan, _weights = site.last_order(site.read_ledger().entries)
+    conventions = None if plan.mask_convention is None else frozenset((plan.mask_convention,))
+    return Target(network.to(resolve_device(device)), members, others, conventions)
+
+
+def attacked(
+    site: AuditedSite, target: Target, *, shadows: int, seed: int, device: str, progress: Told
+) -> MembershipResult:
+    """Attack a released model for membership; raises as `subject_of` and `attack`."""
+    subject, _plan = subject_of(site, site.read_ledger().entries, device=device)
     delta = site.population.failure_probability
-    held_back = [hospital.evaluation_rows(store, split) for split in ("validation", "test")]
-    target = Target(
-        network=network.to(next(subject.network().parameters()).device),
-        members=hospital.evaluation_rows(store, "train"),
-        others=np.concatenate(held_back),
-        conventions=None if plan.mask_convention is None else frozenset((plan.mask_convention,)),
-    )
     return attack(
         subject,
         target,
@@ -69,6 +78,14 @@ def attacked(
         seed=seed,
         progress=lambda done, of: progress("shadow models", done, of),
     )
+
+
+def _released(model: Path) -> MultiMixNetwork:
+    try:
+        return load_model(model)
+    except InputError as error:  # its words name the file
+        text = "This is no model of this software. Give the model.safetensors of a run folder."
+        raise SiteError(error.reason, text) from None
 
 
 def _claim(subject: Subject, delta: float) -> float:

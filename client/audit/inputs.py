@@ -1,5 +1,6 @@
 """What the commands of the audit are given: ledgers, keys, heads, a site or a site of a simulated run."""
 
+import base64
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +37,8 @@ NameOption = Annotated[str, typer.Option("--name", help="With --run: which of it
 DataOption = Annotated[str, typer.Option("--data", help="With --run: the images it ran on; none for phantoms.")]
 CacheOption = Annotated[str, typer.Option("--cache", help="With --run: its cache folder, with the ledgers.")]
 ResultsOption = Annotated[
-    Path, typer.Option("--out", help="Folder for the results; `multimix-audit report` takes them from there.")
+    Path,
+    typer.Option("--out", help="Folder for the results of one site; `multimix-audit report` takes them from there."),
 ]
 RESULTS: Final = Path("audit")
 _LONGEST_PATH: Final = 4096
@@ -46,6 +48,7 @@ _DISCREET: Final = frozenset(  # errors of the audit whose words name no file
         "bundle_exists",
         "bundle_unreadable",
         "bundle_unwritable",
+        "device_missing",
         "evidence_of_another_ledger",
         "guarantee_invalid",
         "heads_damaged",
@@ -53,9 +56,8 @@ _DISCREET: Final = frozenset(  # errors of the audit whose words name no file
         "key_unusable",
         "patients_missing",
         "policy_names_a_path",
+        "run_unreadable",
         "scores_not_finite",
-        "shadows_odd",
-        "shadows_too_few",
         "tolerance",
     }
 )
@@ -94,13 +96,12 @@ def key_text(given: str) -> str:
     text = given.strip()
     try:
         if len(text) < _LONGEST_PATH and Path(text).is_file():
-            text = Path(text).read_text().strip().removeprefix("officer_key = ").strip('"')
-        public_key(text)
+            text = Path(text).read_text().strip().partition("\n")[0].removeprefix("officer_key = ").strip().strip('"')
+        return base64.b64encode(public_key(text).public_bytes_raw()).decode()  # one spelling of a key
     except (ValueError, OSError):
         raise SiteError(
             "key_unusable", "A public key is 44 characters of base64, or a file that holds them: Ed25519, 32 bytes."
         ) from None
-    return text
 
 
 def optional_key(given: str | None) -> str | None:

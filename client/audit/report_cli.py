@@ -21,7 +21,6 @@ from client.audit.inputs import (
     read_heads,
     read_ledger_bytes,
 )
-from client.audit.results import Results
 from client.audit.tables import show_judgement
 from client.console import discreet, err, out
 from client.intake.cli import JsonOption
@@ -55,15 +54,17 @@ def report(
 ) -> None:
     """Write the signed evidence bundle: one page to read, the same as JSON, and a copy of the ledger.
 
-    It verifies and recomputes the ledger, and takes what `empirical` and `replay` left in --results.
+    LEDGER is its folder, or a copy of ledger.jsonl. It is verified and recomputed; what `empirical` and `replay` left
+    in --results is taken with it.
 
     Exit codes: 0 written and nothing contradicts the site, 3 written and something does, 2 it cannot be written.
     """
-    from client.audit.evidence import evidence_of, statement_of_ledger  # noqa: PLC0415  (templates load slowly)
-    from multimix.audit.bundle import write_bundle  # noqa: PLC0415  (as above)
-    from multimix.audit.evidence_records import Keys  # noqa: PLC0415  (as above)
-
     with discreet(), explained(), explained_audit():
+        from client.audit.evidence import evidence_of, statement_of_ledger  # noqa: PLC0415  (imports torch)
+        from client.audit.results import Results  # noqa: PLC0415  (as above)
+        from multimix.audit.bundle import write_bundle  # noqa: PLC0415  (as above)
+        from multimix.audit.evidence_records import Keys  # noqa: PLC0415  (as above)
+
         signer, raw, records = read_key(sign), read_ledger_bytes(ledger), read_heads(heads)
         keys = Keys(
             ledger=key_text(key),
@@ -80,7 +81,7 @@ def report(
             heads=records,
             statement=statement_of_ledger(raw, records, coordinator=keys.coordinator),
             made=datetime.now(UTC),
-            found=Results(results),
+            found=Results(results, keys.ledger),
             membership=membership,
             policy=policy,
         )
@@ -108,10 +109,10 @@ def check(
 
     Exit codes: 0 it holds, 3 it does not, 2 it cannot be read.
     """
-    from multimix.audit.bundle import check_bundle  # noqa: PLC0415  (templates load slowly)
-    from multimix.privacy.accountant import price  # noqa: PLC0415  (as above)
-
     with discreet(), explained(), explained_audit():
+        from multimix.audit.bundle import check_bundle  # noqa: PLC0415  (imports torch)
+        from multimix.privacy.accountant import price  # noqa: PLC0415  (as above)
+
         found = check_bundle(bundle, optional_key(signer), price=price)
         if as_json:
             judgement = found.evidence.judgement.model_dump(mode="json") if found.evidence else None

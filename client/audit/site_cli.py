@@ -3,13 +3,11 @@
 Both read patients' images, and nothing they compute of them leaves: results are figures in a folder, for the report.
 """
 
-import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -26,12 +24,17 @@ from client.audit.inputs import (
     SiteFolderOption,
     explained_audit,
 )
-from client.audit.results import Results
 from client.audit.tables import show_empirical, show_membership, show_replays
 from client.console import discreet, err
 from client.intake.cli import JsonOption
 from client.remedies import explained
 from multimix.audit.replay import TOLERANCE, Replayed, replayable
+from multimix.errors import Refused
+from multimix.privacy.entries import Entry, Genesis
+from multimix.version import code_version
+
+if TYPE_CHECKING:  # imports torch
+    from client.audit.results import Results
 
 _DEVICE: Final = "auto"
 
@@ -72,22 +75,25 @@ def empirical(
 
     Exit codes: 0 nothing flagged, 3 something was, 2 it cannot be run.
     """
-    from client.audit.empirical import attacked, audited  # noqa: PLC0415  (imports torch)
-    from client.audit.subjects import audited_site  # noqa: PLC0415  (as above)
-
     with discreet(), explained(), explained_audit():
+        from client.audit.empirical import attacked, audited, target_of  # noqa: PLC0415  (imports torch)
+        from client.audit.results import as_plain  # noqa: PLC0415  (as above)
+        from client.audit.subjects import audited_site  # noqa: PLC0415  (as above)
+        from multimix.audit.evidence_records import canonical  # noqa: PLC0415  (as above)
+
         chosen = audited_site(site, run, name=name, data=data, cache=cache, coordinator=coordinator)
-        results = Results(folder)
+        results = _begun(folder, chosen.read_ledger().entries)
+        target = None if model is None else target_of(chosen, model, shadows=shadows, device=device)
         with _stages() as told:
             job, result = audited(chosen, canaries=canaries, patients=patients, seed=seed, device=device, progress=told)
             results.keep(f"empirical-{job}", result)
             membership = None
-            if model is not None:
-                membership = attacked(chosen, model, shadows=shadows, seed=seed, device=device, progress=told)
+            if target is not None:
+                membership = attacked(chosen, target, shadows=shadows, seed=seed, device=device, progress=told)
                 results.keep(f"membership-{job}", membership)
         if as_json:
-            attacks = None if membership is None else membership.model_dump(mode="json")
-            typer.echo(json.dumps({"empirical": result.model_dump(mode="json"), "membership": attacks}))
+            attacks = None if membership is None else as_plain(membership)
+            typer.echo(canonical({"empirical": as_plain(result), "membership": attacks}))
         else:
             show_empirical(result)
             if membership is not None:
@@ -120,25 +126,46 @@ def replay(
 
     Exit codes: 0 all that can be replayed is reproduced, 3 something differs, 2 it cannot be run.
     """
-    from client.audit.replay import replay as replay_round  # noqa: PLC0415  (imports torch)
-    from client.audit.subjects import audited_site  # noqa: PLC0415  (as above)
-
     with discreet(), explained(), explained_audit():
+        from client.audit.replay import replay as replay_round  # noqa: PLC0415  (imports torch)
+        from client.audit.results import as_plain, replay_name  # noqa: PLC0415  (as above)
+        from client.audit.subjects import audited_site  # noqa: PLC0415  (as above)
+        from multimix.audit.evidence_records import canonical  # noqa: PLC0415  (as above)
+
         chosen = audited_site(site, run, name=name, data=data, cache=cache, coordinator=coordinator)
-        entries, results = chosen.read_ledger().entries, Results(folder)
+        entries = chosen.read_ledger().entries
+        results = _begun(folder, entries)
         found: list[Replayed] = []
         with _stages() as told:
             for sequence in entry or replayable(entries):
-                made = None if again else results.replayed(sequence)
+                made = None if again else _kept(results, sequence, tolerance)
                 if made is None:
                     made = replay_round(
                         chosen, entries, sequence, tolerance=tolerance, device=device, progress=_of(told, sequence)
                     )
-                    results.keep(f"replay-{sequence:06d}", made)
+                    results.keep(replay_name(sequence), made)
                 found.append(made)
-        typer.echo(json.dumps([asdict(each) for each in found])) if as_json else show_replays(found)
+        typer.echo(canonical([as_plain(each) for each in found])) if as_json else show_replays(found)
         if any(each.verdict == "differs" for each in found):
             raise typer.Exit(EXIT_FOUND)
+
+
+def _begun(folder: Path, entries: Sequence[Entry]) -> "Results":
+    """Return the folder for results about this ledger, before anything takes time."""
+    from client.audit.results import Results  # noqa: PLC0415  (imports torch)
+
+    if not isinstance(genesis := entries[0].body, Genesis):
+        raise Refused("ledger_damaged")
+    results = Results(folder, genesis.public_key)
+    results.begin()
+    return results
+
+
+def _kept(results: "Results", sequence: int, tolerance: float) -> Replayed | None:
+    """Return an earlier replay that answers the same question: at this tolerance, with this software."""
+    made = results.replayed(sequence)
+    asked = (tolerance, code_version())
+    return made if made and (made.tolerance, made.code_now) == asked else None
 
 
 def _of(told: Callable[[str, int, int], None], sequence: int) -> Callable[[int, int], None]:

@@ -1,20 +1,22 @@
 """What an audit found, as tables for a person at a terminal."""
 
 from datetime import UTC
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from client.console import out, table
-from multimix.audit.attacks import MembershipResult
-from multimix.audit.empirical import EmpiricalResult
-from multimix.audit.evidence_records import Judgement
-from multimix.audit.recompute import Recomputation, Row
-from multimix.audit.replay import Replayed
-from multimix.audit.verify import Verification
+
+if TYPE_CHECKING:  # some import torch
+    from multimix.audit.attacks import MembershipResult
+    from multimix.audit.empirical import EmpiricalResult
+    from multimix.audit.evidence_records import Judgement
+    from multimix.audit.recompute import Recomputation, Row
+    from multimix.audit.replay import Replayed
+    from multimix.audit.verify import Verification
 
 MOST_ROWS: Final = 40  # of a table; --json has all
 
 
-def show_verification(found: Verification) -> None:
+def show_verification(found: "Verification") -> None:
     """Print what a ledger was found to be."""
     length = found.head.length if found.head else found.entries
     out.print(f"{found.population} of {found.site}: {length} entries", highlight=False, markup=False)
@@ -30,7 +32,7 @@ def show_verification(found: Verification) -> None:
     out.print("\nNO VIOLATION" if not found.violations else "\nVIOLATIONS", style="bold", highlight=False)
 
 
-def show_recomputation(found: Recomputation, *, every: bool) -> None:
+def show_recomputation(found: "Recomputation", *, every: bool) -> None:
     """Print claims beside what the events say: the newest entries, or every one."""
     shown = found.rows if every else found.rows[-MOST_ROWS:]
     exposed = any(row.entry.claimed_private != row.entry.claimed_lifetime for row in found.rows)
@@ -49,7 +51,7 @@ def show_recomputation(found: Recomputation, *, every: bool) -> None:
     out.print("\nAGREES" if found.agrees else "\nDOES NOT AGREE", style="bold", highlight=False)
 
 
-def _recomputed(row: Row, *, exposed: bool) -> tuple[str, ...]:
+def _recomputed(row: "Row", *, exposed: bool) -> tuple[str, ...]:
     entry = row.entry
     pairs = [(entry.claimed_run, row.run), (entry.claimed_lifetime, row.lifetime)]
     if exposed:  # else it is the lifetime's
@@ -71,7 +73,7 @@ def _between(low: float, high: float) -> str:
     return f"{high:.3f}" if low == high else f"{low:.3f} to {high:.3f}"
 
 
-def show_empirical(result: EmpiricalResult) -> None:
+def show_empirical(result: "EmpiricalResult") -> None:
     """Print bounds, tests and neighbours, and what they do not show."""
     mechanism = f"{result.steps} steps, noise {result.noise_multiplier:g}, rate {result.sampling_rate:g}"
     out.print(f"{mechanism}; {result.included} of {result.canaries} canaries were in", highlight=False)
@@ -117,7 +119,7 @@ def show_empirical(result: EmpiricalResult) -> None:
     )
 
 
-def show_membership(result: MembershipResult) -> None:
+def show_membership(result: "MembershipResult") -> None:
     """Print how well each attack did, and what the claim permits any attack."""
     rows = [
         (each.name, _interval(each.auc, each.auc_interval), _interval(each.tpr, each.tpr_interval), each.note)
@@ -128,7 +130,7 @@ def show_membership(result: MembershipResult) -> None:
     out.print(f"epsilon {result.epsilon:.3f} at delta {result.delta:.3g} permits {most}", highlight=False)
 
 
-def show_judgement(judgement: Judgement) -> None:
+def show_judgement(judgement: "Judgement") -> None:
     """Print what the evidence comes to, and why."""
     out.print(f"\n{judgement.word.upper()}", style="bold", highlight=False)
     for title, reasons in (("against the site", judgement.contradictions), ("not looked at", judgement.gaps)):
@@ -136,7 +138,7 @@ def show_judgement(judgement: Judgement) -> None:
             out.print(f"{title}: {reason}", highlight=False, markup=False, soft_wrap=True)
 
 
-def show_replays(found: list[Replayed]) -> None:
+def show_replays(found: "list[Replayed]") -> None:
     """Print the verdict on each round."""
     rows = [
         (
