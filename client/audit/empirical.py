@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
+from client.audit.inputs import read_ledger_bytes
 from client.audit.sites import AuditedSite
 from client.audit.subjects import subject_of
 from multimix.audit.attacks import MembershipResult, Target, attack
 from multimix.audit.empirical import EmpiricalResult, audit
 from multimix.audit.membership import FEWEST_SHADOWS
 from multimix.audit.observation import Subject
-from multimix.audit.recompute import price
+from multimix.audit.recompute import price, recompute
 from multimix.errors import InputError, SiteError
 from multimix.network import MultiMixNetwork
 from multimix.training import resolve_device
@@ -47,18 +48,19 @@ def target_of(site: AuditedSite, model: Path, *, shadows: int, device: str) -> T
     Raises:
         SiteError: `model_unreadable`, `shadows_unusable`.
         InputError: `image_size` where the model is for other images; `patients_missing` where none was held back.
-        Refused: as `AuditedSite.last_order`.
+        Refused: as `AuditedSite.last_order`; `generation_gone` where the images are not as the run began on them.
     """
     if shadows and (shadows < FEWEST_SHADOWS or shadows % 2):
         raise SiteError("shadows_unusable", f"Give 0 shadow models, or an even number from {FEWEST_SHADOWS} on.")
-    network, (hospital, store) = _released(model), site.current()
+    entries = site.read_ledger().entries
+    plan, _weights = site.last_order(entries)
+    network, (hospital, store) = _released(model), site.pinned(site.first_order(entries, plan.job_id)[1])
     if network.config.image_size != store.image_size:
         raise InputError("image_size", "The model is for images of another size than the site's.")
     members = hospital.evaluation_rows(store, "train")
     others = np.concatenate([hospital.evaluation_rows(store, split) for split in ("validation", "test")])
     if not len(members) or not len(others):
         raise InputError("patients_missing", "The site held no patient back from training: there is nobody to compare.")
-    plan, _weights = site.last_order(site.read_ledger().entries)
     conventions = None if plan.mask_convention is None else frozenset((plan.mask_convention,))
     return Target(network.to(resolve_device(device)), members, others, conventions)
 
@@ -66,13 +68,18 @@ def target_of(site: AuditedSite, model: Path, *, shadows: int, device: str) -> T
 def attacked(
     site: AuditedSite, target: Target, *, shadows: int, seed: int, device: str, progress: Told
 ) -> MembershipResult:
-    """Attack a released model for membership; raises as `subject_of` and `attack`."""
-    subject, _plan = subject_of(site, site.read_ledger().entries, device=device)
+    """Attack a released model for membership, beside what the patients' whole history permits.
+
+    The model may carry whatever was ever trained here, so the claim is the lifetime's: infinity after training without
+    noise. Raises as `subject_of` and `attack`.
+    """
+    subject, _plan = subject_of(site, site.read_ledger().entries, device=device, as_it_was=True)
     delta = site.population.failure_probability
+    lines = read_ledger_bytes(site.ledger).split(b"\n")[:-1]
     return attack(
         subject,
         target,
-        epsilon=_claim(subject, delta),
+        epsilon=recompute(lines, delta=delta).lifetime,
         delta=delta,
         shadow_models=shadows,
         seed=seed,

@@ -1,6 +1,8 @@
 """What the commands of the audit are given: ledgers, keys, heads, a site or a site of a simulated run."""
 
 import base64
+import errno
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +44,7 @@ ResultsOption = Annotated[
 ]
 RESULTS: Final = Path("audit")
 _LONGEST_PATH: Final = 4096
+_LONGEST_LINE: Final = 1 << 16  # bytes; the longest entries have some 2,000
 _DISCREET: Final = frozenset(  # errors of the audit whose words name no file
     {
         "auditor_key",
@@ -64,13 +67,24 @@ _DISCREET: Final = frozenset(  # errors of the audit whose words name no file
 
 
 def read_ledger_bytes(path: Path) -> bytes:
-    """Read a ledger; SiteError `ledger_unreadable`."""
+    """Read a ledger; SiteError `ledger_unreadable`, also where a line is longer than any that a site writes."""
     try:
-        return (path / FILE if path.is_dir() else path).read_bytes()
+        return _lines_of(path / FILE if path.is_dir() else path)
     except OSError:
         raise SiteError(
             "ledger_unreadable", "There is no readable ledger there. Give its folder, or a copy of ledger.jsonl."
         ) from None
+
+
+def _lines_of(file: Path) -> bytes:
+    """Return a file of lines; OSError for what is no file, or has a line that no ledger has."""
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a file")
+    with file.open("rb") as opened:
+        lines = list(iter(lambda: opened.readline(_LONGEST_LINE), b""))
+    if any(len(line) == _LONGEST_LINE for line in lines):
+        raise OSError(errno.EINVAL, "a long line")
+    return b"".join(lines)
 
 
 def read_heads(path: Path | None) -> tuple[HeadRecord, ...] | None:

@@ -19,6 +19,7 @@ from client.audit.inputs import (
     CoordinatorOption,
     DataOption,
     NameOption,
+    OfficerOption,
     ResultsOption,
     RunOption,
     SiteFolderOption,
@@ -36,7 +37,7 @@ from multimix.version import code_version
 if TYPE_CHECKING:  # imports torch
     from client.audit.results import Results
 
-_DEVICE: Final = "auto"
+_CPU: Final = "cpu"  # a GPU's sums depend on their order, which neighbours must not
 
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or auto.")]
 SeedOption = Annotated[
@@ -62,7 +63,7 @@ def empirical(
         int, typer.Option(min=0, max=256, help="Shadow models of the likelihood-ratio attack: 0, or an even number.")
     ] = 4,
     seed: SeedOption = 0,
-    device: DeviceOption = _DEVICE,
+    device: DeviceOption = _CPU,
     folder: ResultsOption = RESULTS,
     as_json: JsonOption = False,
 ) -> None:
@@ -110,12 +111,13 @@ def replay(
     data: DataOption = "",
     cache: CacheOption = "",
     coordinator: CoordinatorOption = None,
+    officer: OfficerOption = None,
     entry: Annotated[list[int] | None, typer.Option(help="Entry of a round; all rounds answered unless given.")] = None,
     tolerance: Annotated[
         float, typer.Option(min=0.0, max=0.1, help="Of the update; 0 on the machine that trained.")
     ] = TOLERANCE,
     again: Annotated[bool, typer.Option("--again", help="Also what --out holds a result of already.")] = False,
-    device: DeviceOption = _DEVICE,
+    device: DeviceOption = "auto",
     folder: ResultsOption = RESULTS,
     as_json: JsonOption = False,
 ) -> None:
@@ -132,7 +134,7 @@ def replay(
         from client.audit.subjects import audited_site  # noqa: PLC0415  (as above)
         from multimix.audit.evidence_records import canonical  # noqa: PLC0415  (as above)
 
-        chosen = audited_site(site, run, name=name, data=data, cache=cache, coordinator=coordinator)
+        chosen = audited_site(site, run, name=name, data=data, cache=cache, coordinator=coordinator, officer=officer)
         entries = chosen.read_ledger().entries
         results = _begun(folder, entries)
         found: list[Replayed] = []

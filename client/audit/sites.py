@@ -64,6 +64,18 @@ class AuditedSite:
         """Return what the site would train on now under a private plan."""
         return private_data(*self.current(), plan)
 
+    def first_order(self, entries: Iterable[Entry], job_id: str) -> tuple[Weights, str]:
+        """Return the weights that a run began with here, and the fingerprint of the images it began on.
+
+        Raises:
+            Refused: `order_missing` where no order of the run is kept; as `kept_order`.
+        """
+        for reservation in reservations(entries, job_id):
+            if self.kept.has_order(reservation.binding):
+                _signed, weights = kept_order(self.kept, reservation.binding)
+                return weights, reservation.binding.data_fingerprint
+        raise Refused("order_missing")
+
     def last_order(self, entries: Iterable[Entry]) -> tuple[RoundPlan, Weights]:
         """Return the newest order kept, and the weights received with it.
 

@@ -83,13 +83,15 @@ def show_empirical(result: "EmpiricalResult") -> None:
             each.method,
             f"{each.epsilon:.3f}",
             f"{each.ceiling:.3f}",
+            f"{each.claimed_epsilon:.3f}",
+            f"{each.delta:.2g}",
             f"{each.correct} of {each.guesses}",
             _flag(flagged=each.flagged),
         )
         for each in result.bounds
     ]
     title = f"epsilon is at least this (confidence {result.confidence:.0%} each)"
-    table(title, ("method", "at least", "most it can show", "right guesses", ""), bounds)
+    table(title, ("method", "at least", "most it shows", "claim", "at delta", "right guesses", ""), bounds)
     tests = [
         (
             each.name,
@@ -122,10 +124,12 @@ def show_empirical(result: "EmpiricalResult") -> None:
 def show_membership(result: "MembershipResult") -> None:
     """Print how well each attack did, and what the claim permits any attack."""
     rows = [
-        (each.name, _interval(each.auc, each.auc_interval), _interval(each.tpr, each.tpr_interval), each.note)
+        (each.name, _interval(each.auc, each.auc_interval), _interval(each.tpr, each.tpr_interval))
         for each in result.attacks
     ]
-    table("\nmembership: exact figures about patients", ("attack", "AUC", "TPR at 1 % FPR or less", ""), rows)
+    table("\nmembership: exact figures about patients", ("attack", "AUC", "TPR at 1 % FPR or less"), rows)
+    for note in dict.fromkeys(each.note for each in result.attacks if each.note):
+        out.print(note, highlight=False, soft_wrap=True)
     most = f"AUC {result.permitted_auc:.3f}, TPR {result.permitted_tpr:.3f}"
     out.print(f"epsilon {result.epsilon:.3f} at delta {result.delta:.3g} permits {most}", highlight=False)
 
@@ -152,6 +156,10 @@ def show_replays(found: "list[Replayed]") -> None:
         for each in found
     ]
     table(f"{len(found)} rounds", ("entry", "run", "round", "verdict", "difference", "reasons"), rows)
+    missing = sum(each.verdict == "not_replayable" for each in found)
+    if missing:
+        text = f"{missing} of {len(found)} rounds could not be replayed: nothing is shown about them. Ask the site why."
+        out.print(f"\n{text}", style="yellow", highlight=False, soft_wrap=True)
 
 
 def _interval(value: float, interval: tuple[float, float]) -> str:

@@ -64,8 +64,8 @@ class Heads(Frozen):
 class BundleCheck(Frozen):
     """What is wrong with a bundle; each reason is a code, with the file concerned behind a colon if there is one.
 
-    `notes` are no faults: `signer_not_given`; and of a bundle that was made with other software `page_not_derived` and
-    `statement_not_derived`.
+    `notes` are no faults: `signer_not_given`; `software_other` and `accountants_other` name what the bundle says it was
+    made with, which may be why something differs. What this software does not derive does not hold, whatever they say.
     """
 
     signer: str | None  # as the manifest says
@@ -75,7 +75,7 @@ class BundleCheck(Frozen):
 
     @property
     def holds(self) -> bool:
-        """Whether nothing is wrong; what the evidence itself says is in its judgement."""
+        """Whether nothing is wrong and all was derived again; what the evidence itself says is in its judgement."""
         return not self.reasons
 
 
@@ -248,14 +248,13 @@ def _derived(
     found = differences(evidence, files[LEDGER_FILE], heads, price=price)
     if evidence.keys.auditor != manifest.signer:
         found.faults.append("signer_not_auditor")
+    if found.faults:
+        return found  # a page of what the ledger does not give says nothing, and may not even be drawn
     pages = {PAGE_FILE: as_html(evidence)}
     if evidence.statement:
         pages[STATEMENT_FILE] = statement_html(evidence.statement)
     changed = [name for name, text in pages.items() if files.get(name) != text.encode()]
     if STATEMENT_FILE in files and not evidence.statement:
         changed.append(STATEMENT_FILE)
-    if changed and found.same_software:
-        found.faults += [f"page_differs: {name}" for name in changed]
-    elif changed:
-        found.notes.append("page_not_derived")
+    found.faults += [f"page_differs: {name}" for name in changed]
     return found

@@ -15,6 +15,7 @@ from pydantic import AwareDatetime, JsonValue
 
 from multimix.audit.attacks import MembershipResult
 from multimix.audit.empirical import EmpiricalResult
+from multimix.audit.evidence_flags import coarse
 from multimix.audit.evidence_records import Evidence, Judgement, Keys, RunFacts, canonical
 from multimix.audit.evidence_verdict import judge
 from multimix.audit.order import same_key
@@ -55,14 +56,14 @@ def build_evidence(
         heads: The server's records, None if not given; other sites' change nothing.
         statement: As the site makes it; its delta is that of the recomputed totals.
         made: When.
-        empirical: Audits of the site's software.
+        empirical: Audits of the site's software; filed without the exact figures of neighbours (`coarse`).
         membership: Attacks on a released model: exact figures. Give only what the officer releases.
         replays: Of this ledger's rounds.
         policy: The site's policy, as plain data without paths.
         software: Versions by name; of what runs here unless given.
 
     Raises:
-        InputError: `key_unusable`; `policy_names_a_path`.
+        InputError: `key_unusable`; `policy_names_a_path`; `rate_invalid`, `guarantee_invalid` of an attack's figures.
     """
     _check_policy(policy)
     verification = verify_ledger(
@@ -79,7 +80,7 @@ def build_evidence(
         recomputation=recomputation,
         recomputation_error=error,
         statement=statement,
-        empirical=tuple(empirical),
+        empirical=tuple(coarse(each) for each in empirical),
         membership=tuple(membership),
         replays=tuple(replays),
         runs=_runs(entries),

@@ -4,13 +4,24 @@ from typing import Final
 
 from multimix.audit import evidence_words as words
 from multimix.audit.attacks import MembershipResult
-from multimix.audit.empirical import EmpiricalResult
+from multimix.audit.empirical import Bound, EmpiricalResult, NeighbourResult
+from multimix.audit.evidence_flags import (
+    beats_claim,
+    bound_flagged,
+    effect_within,
+    is_above,
+    is_flagged,
+    leakage_within,
+    neighbours_flagged,
+)
 from multimix.audit.evidence_records import Evidence
+from multimix.audit.evidence_replays import are_entered, worst_verdict
 from multimix.audit.evidence_tables import DASH, Section, bounded, priced, table
-from multimix.audit.replay import Replayed
+from multimix.audit.membership import permitted_auc, permitted_tpr
 from multimix.privacy.statement_sections import Code, upwards
 
 _FLAG: Final = {True: "FLAGGED", False: "nothing"}
+_WITHIN: Final = "within the bound"
 
 
 def sections_of(evidence: Evidence) -> tuple[Section, ...]:
@@ -19,7 +30,7 @@ def sections_of(evidence: Evidence) -> tuple[Section, ...]:
         _empirical(evidence.empirical),
         _neighbours(evidence.empirical),
         _membership(evidence.membership),
-        _replays(evidence.replays),
+        _replays(evidence),
     )
 
 
@@ -32,16 +43,18 @@ def _empirical(results: tuple[EmpiricalResult, ...]) -> Section:
          f"{each.steps:,}", priced(each.claimed_epsilon), upwards(each.delta), f"{each.canaries:,}", str(each.seed),
          Code(each.code)) for number, each in enumerate(results, 1)
     ]  # fmt: skip
-    bounds = [(number, bound) for number, each in enumerate(results, 1) for bound in each.bounds]
+    bounds = [(number, each, bound) for number, each in enumerate(results, 1) for bound in each.bounds]
     bound_rows = [
         (str(number), words.METHODS[bound.method], bounded(bound.epsilon), bounded(bound.ceiling),
          priced(bound.claimed_epsilon), upwards(bound.delta),
-         f"{bound.correct:,} of {bound.guesses:,}", _FLAG[bound.flagged]) for number, bound in bounds
+         f"{bound.correct:,} of {bound.guesses:,}", _against(each, bound))
+        for number, each, bound in bounds
     ]  # fmt: skip
-    tests = [(number, test) for number, each in enumerate(results, 1) for test in each.tests]
+    tests = [(number, each, test) for number, each in enumerate(results, 1) for test in each.tests]
     test_rows = [
         (str(number), words.TESTS.get(test.name, test.name.replace("_", " ")), f"{test.measured:.5g}",
-         f"{test.expected:.5g}", f"{test.z:+.2f}", f"{test.p_value:.2g}", _FLAG[test.flagged]) for number, test in tests
+         f"{test.expected:.5g}", f"{test.z:+.2f}", f"{test.p_value:.2g}", _FLAG[is_flagged(each, test)])
+        for number, each, test in tests
     ]  # fmt: skip
     text = (
         "Canaries are patients that do not exist, planted in one run of the real training software; half of them, by "
@@ -66,23 +79,29 @@ def _empirical(results: tuple[EmpiricalResult, ...]) -> Section:
                     "Speaks against it",
                 ),
                 bound_rows,
-                bad=[place for place, (_, bound) in enumerate(bounds) if bound.flagged],
+                bad=[place for place, (_, each, bound) in enumerate(bounds) if _against(each, bound) != _FLAG[False]],
             ),
             table(
                 ("Audit", "Is it so that", "Measured", "Expected", "z", "p", "Speaks against it"),
                 test_rows,
-                bad=[place for place, (_, test) in enumerate(tests) if test.flagged],
+                bad=[place for place, (_, each, test) in enumerate(tests) if is_flagged(each, test)],
             ),
         ),
     )
+
+
+def _against(result: EmpiricalResult, bound: Bound) -> str:
+    if not bound_flagged(result, bound):
+        return "above the claim, and not sure" if is_above(bound) else _FLAG[False]
+    return "FLAGGED, if the leak is like a Gaussian's" if bound.method == "fdp_gaussian" else _FLAG[True]
 
 
 def _neighbours(results: tuple[EmpiricalResult, ...]) -> Section:
     if not results:
         return Section("Neighbours: one patient more or less", ("Not done.",))
     rows = [
-        (str(number), str(each.neighbours.patients), f"{each.neighbours.sensitivity:.6f}",
-         f"{each.neighbours.leakage:.2g}", f"{each.neighbours.tolerance:g}", _FLAG[each.neighbours.flagged])
+        (str(number), str(each.neighbours.patients), *_apart(each.neighbours), f"{each.neighbours.tolerance:g}",
+         _FLAG[neighbours_flagged(each.neighbours)])
         for number, each in enumerate(results, 1)
     ]  # fmt: skip
     header = (
@@ -95,10 +114,18 @@ def _neighbours(results: tuple[EmpiricalResult, ...]) -> Section:
     )
     text = (
         "One step was taken with a patient and without. The effect, in units of the clip norm, has to be 1 at most. "
-        "Leakage is what a patient changes in the share of the others, and has to be 0."
+        "Leakage is what a patient changes in the share of the others, and has to be 0. Both are exact "
+        "functions of real patients, so figures within the bound are not given."
     )
-    flagged = [place for place, each in enumerate(results) if each.neighbours.flagged]
+    flagged = [place for place, each in enumerate(results) if neighbours_flagged(each.neighbours)]
     return Section("Neighbours: one patient more or less", (text,), tables=(table(header, rows, bad=flagged),))
+
+
+def _apart(found: NeighbourResult) -> tuple[str, str]:
+    return (
+        _WITHIN if effect_within(found) else f"{found.sensitivity:.6f}",
+        _WITHIN if leakage_within(found) else f"{found.leakage:.2g}",
+    )
 
 
 def _membership(results: tuple[MembershipResult, ...]) -> Section:
@@ -108,7 +135,8 @@ def _membership(results: tuple[MembershipResult, ...]) -> Section:
     pairs = [(each, attack) for each in results for attack in each.attacks]
     rows = [
         (attack.name, f"{attack.members:,}, {attack.others:,}", _with(attack.auc, attack.auc_interval),
-         f"{each.permitted_auc:.4f}", _with(attack.tpr, attack.tpr_interval), f"{each.permitted_tpr:.4f}", attack.note)
+         f"{permitted_auc(each.epsilon, each.delta):.4f}", _with(attack.tpr, attack.tpr_interval),
+         f"{permitted_tpr(0.01, each.epsilon, each.delta):.4f}", attack.note)
         for each, attack in pairs
     ]  # fmt: skip
     warning = (
@@ -119,7 +147,7 @@ def _membership(results: tuple[MembershipResult, ...]) -> Section:
         "Can a training patient be told from one held back? AUC 0.5 is guessing. Permitted is what the claimed epsilon "
         "allows the best of all attacks. A weak attack proves nothing: a better one may exist."
     )
-    bad = [place for place, (each, attack) in enumerate(pairs) if attack.auc_interval[0] > each.permitted_auc]
+    bad = [place for place, (each, attack) in enumerate(pairs) if beats_claim(each, attack)]
     return Section("Membership attacks on the released model", (warning, text), tables=(table(header, rows, bad=bad),))
 
 
@@ -127,13 +155,13 @@ def _with(value: float, interval: tuple[float, float]) -> str:
     return f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
 
 
-def _replays(replays: tuple[Replayed, ...]) -> Section:
-    heading = "Rounds executed again"
+def _replays(evidence: Evidence) -> Section:
+    heading, replays = "Rounds executed again", evidence.replays
     if not replays:
         return Section(heading, ("Not done.",))
     header = ("Entry", "Run, round", "What came out", "Why", "Difference", "Tolerance", "Software then", "Software now")
     rows = [
-        (str(each.sequence), f"{each.job_id}, {each.round}", words.FINDINGS[each.verdict],
+        (str(each.sequence), f"{each.job_id}, {each.round}", words.FINDINGS[worst_verdict(each)],
          ", ".join(reason.replace("_", " ") for reason in each.reasons) or DASH,
          "not computed" if each.difference is None else f"{each.difference:.2g}", f"{each.tolerance:g}",
          Code(each.code_then), Code(each.code_now)) for each in replays
@@ -142,5 +170,6 @@ def _replays(replays: tuple[Replayed, ...]) -> Section:
         "A round was trained again from its order, the weights received, the images and the opened secret of its "
         "noise. Difference is relative to the size of the update."
     )
-    bad = [place for place, each in enumerate(replays) if each.verdict == "differs"]
+    entered = are_entered(evidence)
+    bad = [n for n, each in enumerate(replays) if worst_verdict(each) == "differs" or not entered[n]]
     return Section(heading, (text,), tables=(table(header, rows, bad=bad),))

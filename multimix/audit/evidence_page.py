@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 from multimix.audit.evidence_chart import budget_chart, epsilon_chart
 from multimix.audit.evidence_figures import figures_of
 from multimix.audit.evidence_records import Evidence
+from multimix.audit.evidence_replays import executed, reproduced
 from multimix.audit.evidence_sections import sections_of
 from multimix.audit.evidence_verdict import many
 from multimix.audit.evidence_words import VERDICTS, can_rely, cannot_rely, infinite
@@ -52,8 +53,8 @@ def _looked_at(evidence: Evidence) -> tuple[str, ...]:
     if evidence.membership:
         told.append(f"The released model, in {many(len(evidence.membership), 'membership test')}.")
     if evidence.replays:
-        again = sum(each.verdict == "reproduced" for each in evidence.replays)
-        told.append(f"{many(len(evidence.replays), 'round')}, executed again; {again} came out the same.")
+        rounds, same = len(executed(evidence)), len(reproduced(evidence))
+        told.append(f"{many(rounds, 'round')}, executed again; {same} came out the same, within the tolerance.")
     return tuple(told)
 
 

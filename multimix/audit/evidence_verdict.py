@@ -1,14 +1,26 @@
 """What the evidence comes to: contradicted, incomplete or consistent, each with its reasons in plain words.
 
 Contradicted: something that was looked at speaks against the claim. Incomplete: nothing does, and something was not
-looked at. Consistent: neither; which proves nothing. No word of this is "safe".
+looked at. Consistent: neither; which proves nothing. No word of this is "safe". Flags and verdicts of measurements are
+not believed but derived again from the figures beside them.
 """
 
 from collections.abc import Iterator
 from typing import Final
 
+from multimix.audit.empirical import EmpiricalResult
 from multimix.audit.evidence_figures import same_steps
+from multimix.audit.evidence_flags import (
+    beats_claim,
+    bound_flagged,
+    flag_in_words,
+    flags_of,
+    hidden_flags,
+    is_above,
+    is_lenient,
+)
 from multimix.audit.evidence_records import Evidence, Judgement
+from multimix.audit.evidence_replays import replay_contradictions, replay_gaps
 from multimix.privacy.statement_records import Epsilon, Statement
 
 _APART: Final = 0.02  # between two upper bounds, for their meshes alone
@@ -42,12 +54,11 @@ def _contradictions(evidence: Evidence) -> Iterator[str]:
     if evidence.statement:
         yield from _of_the_statement(evidence, evidence.statement)
     for number, result in enumerate(evidence.empirical, 1):
-        if result.flags:
-            yield f"Empirical audit {number} flags the trainer: {_listed(result.flags)}."
-    for replayed in evidence.replays:
-        if replayed.verdict == "differs":
-            why = _listed(replayed.reasons)
-            yield f"Entry {replayed.sequence} was executed again, and what was released differs: {why}."
+        if flags := flags_of(result):
+            yield f"Empirical audit {number} flags the trainer: {_listed(flags)}."
+        if hidden := hidden_flags(result):
+            yield f"Empirical audit {number} is filed as if this spoke for the trainer: {_listed(hidden)}."
+    yield from replay_contradictions(evidence)
     yield from _of_attacks(evidence)
 
 
@@ -82,7 +93,7 @@ def _understated(claim: Epsilon, price: float) -> bool:
 def _of_attacks(evidence: Evidence) -> Iterator[str]:
     for result in evidence.membership:
         for attack in result.attacks:
-            if attack.auc_interval[0] > result.permitted_auc:
+            if beats_claim(result, attack):
                 yield (
                     f"The membership attack by {attack.name} does better than epsilon {result.epsilon:.4g} permits: "
                     "the claim is wrong, or the patients held back differ from the others in other ways."
@@ -105,7 +116,7 @@ def _gaps(evidence: Evidence) -> Iterator[str]:
             "executed again. They are counted as spent."
         )
     yield from _about_audits(evidence)
-    yield from _about_replays(evidence)
+    yield from replay_gaps(evidence)
 
 
 def _about_heads(evidence: Evidence) -> Iterator[str]:
@@ -126,6 +137,8 @@ def _about_audits(evidence: Evidence) -> Iterator[str]:
     if not evidence.empirical:
         yield "No empirical audit was made: whether the training software adds the noise it claims was not measured."
         return
+    for number, result in enumerate(evidence.empirical, 1):
+        yield from _of_an_audit(number, result)
     private = [run for run in evidence.runs if run.reservations]
     for run in private:
         fitting = [each for each in evidence.empirical if same_steps(each, run)]
@@ -140,17 +153,17 @@ def _about_audits(evidence: Evidence) -> Iterator[str]:
             yield f"An empirical audit was held against a larger epsilon than all steps of run {run.job_id} cost."
 
 
-def _about_replays(evidence: Evidence) -> Iterator[str]:
-    rows = evidence.recomputation.rows if evidence.recomputation else ()
-    answered = {row.entry.sequence for row in rows} - set(evidence.verification.open_reservations)
-    done = {each.sequence for each in evidence.replays if each.verdict != "not_replayable"}
-    if not evidence.replays:
-        yield "No round was executed again: that the released weights come from the entered training was not checked."
-    elif left := len(answered - done):
-        yield f"{left:,} of {many(len(answered), 'answered round')} were not executed again, or could not be."
-    if done - {row.entry.sequence for row in rows}:
-        yield "A replay names an entry that is no reservation of this ledger."
+def _of_an_audit(number: int, result: EmpiricalResult) -> Iterator[str]:
+    if above := tuple(
+        f"bound_{bound.method}" for bound in result.bounds if is_above(bound) and not bound_flagged(result, bound)
+    ):
+        yield (
+            f"Empirical audit {number} has a lower bound above its claim, and was not sure enough to flag the trainer: "
+            f"{_listed(above)}. Audit again with another seed."
+        )
+    if is_lenient(result):
+        yield f"Empirical audit {number} was told to flag less than this software does unless told."
 
 
-def _listed(codes: tuple[str, ...]) -> str:
-    return ", ".join(code.replace("_", " ") for code in codes)
+def _listed(flags: tuple[str, ...]) -> str:
+    return "; ".join(flag_in_words(flag) for flag in flags)

@@ -10,6 +10,7 @@ from typing import Final
 
 from multimix.audit.evidence_figures import relied_on, same_steps
 from multimix.audit.evidence_records import Evidence, Word
+from multimix.audit.evidence_replays import reproduced
 from multimix.audit.evidence_verdict import many
 from multimix.privacy.statement_sections import upwards
 
@@ -29,16 +30,19 @@ VERDICTS: Final[dict[Word, tuple[str, str]]] = {
     "contradicted": ("Contradicted", _CONTRADICTED),
     "incomplete": ("Incomplete", _INCOMPLETE),
 }
-TESTS: Final = {
-    "noise": "the noise is as strong as claimed",
-    "noise_sum": "noise is fresh in every step: over all steps it adds up as it should",
-    "noise_lag_1": "noise of one step does not return in the next",
-    "noise_coordinates": "noise of one number is not shared with its neighbour",
-    "sensitivity": "no patient counts for more than the clip norm",
-    "participation": "who was not drawn for a step is not in it",
-    "exclusion": "nothing moves where nobody takes part",
-    "rate": "patients are drawn no more often than the sampling rate says",
-    "noise_parameters": "noise is on every parameter of the model, not only where an audit looks",
+TESTS: Final = {  # of the canaries' own parameters, unless a line says otherwise; a test not named here keeps its name
+    "noise": "the noise is as strong as claimed, where the audit looks",
+    "noise_sum": "noise over all steps together is as strong as fresh noise is",
+    "noise_lag_1": "noise of one step is not correlated with the next",
+    "noise_coordinates": "noise of one number is not correlated with its neighbour",
+    "noise_steps": "noise of every parameter is fresh from step to step",
+    "noise_tensors": "parameters do not share noise",
+    "noise_repeats": "no number of the noise occurs twice",
+    "sensitivity": "canaries count for no more than the clip norm on average",
+    "participation": "canaries that were not drawn for a step are not in it",
+    "exclusion": "nothing moves where no canary takes part",
+    "rate": "canaries are drawn no more often than the sampling rate says",
+    "noise_parameters": "every parameter of the model has as much noise as claimed, in a step without patients",
 }
 METHODS: Final = {
     "steinke": "Steinke, Nasr, Jagielski 2023 (any mechanism)",
@@ -46,7 +50,7 @@ METHODS: Final = {
     "fdp_gaussian": "f-DP, Mahloujifar et al. 2024 (if the mechanism is Gaussian)",
 }
 FINDINGS: Final = {
-    "reproduced": "the same release came out",
+    "reproduced": "the same release came out, within the tolerance",
     "differs": "another release came out",
     "not_replayable": "could not be executed again",
 }
@@ -177,9 +181,12 @@ def _checks(evidence: Evidence) -> Iterator[str]:
             f"{many(len(audits), 'audit')} of the training software with planted canaries found nothing against the "
             "noise, the clipping and the sampling that are claimed."
         )
-    reproduced = sum(each.verdict == "reproduced" for each in evidence.replays)
-    if reproduced:
-        yield f"{many(reproduced, 'round was', 'rounds were')} executed again, and the same weights came out."
+    if same := reproduced(evidence).values():
+        largest = max(each.difference or 0.0 for each in same)
+        yield (
+            f"{many(len(same), 'round was', 'rounds were')} executed again, and the same weights came out: at most "
+            f"{largest:.2g} of an update apart, where up to {max(each.tolerance for each in same):g} was allowed."
+        )
 
 
 def _exposures(evidence: Evidence) -> Iterator[str]:

@@ -1,10 +1,12 @@
 """Evidence derived again from the ledger in a bundle, beside what the bundle claims: nothing is believed.
 
-Numbers may differ by what another processor rounds, and no further. What other versions of the software or of its
-accountants would compute differently is noted, not accused, unless the ledger itself shows it.
+Prices may differ by what another processor rounds; everything else was copied, and is compared exactly. What other
+software would have derived is not vouched for: that the bundle names other software is noted, and explains a
+difference, but does not excuse it.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,11 +19,26 @@ from multimix.privacy.statement_accounts import Pricing
 from multimix.privacy.statement_records import Statement
 from multimix.version import code_version
 
-_ROUNDING: Final = 1e-6
+_ROUNDING: Final = 1e-6  # of a price
+_SMALLEST: Final = 1e-15  # apart that two prices can be
+_EACH: Final = "*"  # of a list, or under any name; no run is called so
+_ACCOUNT: Final = dict.fromkeys(("epsilon", "epsilon_private", "prv", "pld", "difference"), True)
+_BRACKET: Final = {"low": True, "high": True}
+# Where the prices stand: they are computed.
+_PRICES: Final[Mapping[str, Any]] = {
+    "recomputation": {
+        "lifetime": True,
+        "private": True,
+        "runs": {_EACH: True},
+        "rows": {_EACH: {"run": _BRACKET, "lifetime": _BRACKET, "private": _BRACKET}},
+    },
+    "statement": {"lifetime": _ACCOUNT, "run": _ACCOUNT, "runs": {_EACH: {"account": _ACCOUNT}}},
+}
 _DERIVED: Final = {
     "verification": ("verification",),
     "recomputation": ("recomputation", "recomputation_error"),
     "facts": ("ledger_sha256", "heads_given", "runs", "refusals", "evaluations", "officer", "tuning", "policy_sha256"),
+    "measurements": ("empirical",),  # as they are filed, without exact figures
     "judgement": ("judgement",),
 }
 
@@ -32,13 +49,12 @@ class Difference:
 
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    same_software: bool = True
 
 
 def differences(
     evidence: Evidence, raw: bytes, heads: tuple[HeadRecord, ...] | None, *, price: Pricing | None
 ) -> Difference:
-    """Return what differs: verification, recomputation, facts, judgement or statement, each followed by `_differs`.
+    """Return what differs, by the names of `_DERIVED` and `statement`, each followed by `_differs`.
 
     Raises:
         InputError: as `build_evidence`.
@@ -55,10 +71,12 @@ def differences(
         policy=evidence.policy,
         software=evidence.software,
     )
-    found = Difference(same_software=evidence.software.get("multimix") == code_version())
+    found = Difference()
+    if evidence.software.get("multimix") != code_version():
+        found.notes.append("software_other")
     said, derived = evidence.model_dump(mode="json"), again.model_dump(mode="json")
     for name, fields in _DERIVED.items():
-        if not all(_alike(said[each], derived[each]) for each in fields):
+        if not all(_alike(said[each], derived[each], _PRICES.get(each)) for each in fields):
             found.faults.append(f"{name}_differs")
     _compare_statement(found, evidence, raw, price)
     return found
@@ -66,16 +84,16 @@ def differences(
 
 def _compare_statement(found: Difference, evidence: Evidence, raw: bytes, price: Pricing | None) -> None:
     statement = evidence.statement
-    if statement is None or evidence.verification.violations:
-        return  # a statement of a ledger with faults is none, and the judgement says so
+    if statement is None:
+        return
     from multimix.privacy.accountant import price as prices  # noqa: PLC0415  (loads slowly)
     from multimix.privacy.accountant import versions  # noqa: PLC0415
 
-    if price is None and statement.accountant_versions != versions():
-        found.notes.append("statement_not_derived")
-        return
+    if statement.accountant_versions != versions():
+        found.notes.append("accountants_other")
     again = _restated(statement, raw, price or prices)
-    if again is None or not _alike(statement.model_dump(mode="json"), again.model_dump(mode="json")):
+    said = statement.model_dump(mode="json")
+    if again is None or not _alike(said, again.model_dump(mode="json"), _PRICES["statement"]):
         found.faults.append("statement_differs")
 
 
@@ -99,16 +117,21 @@ def _restated(statement: Statement, raw: bytes, price: Pricing) -> Statement | N
             price=price,
             coordinator_key=statement.ledger.coordinator_key,
         )
-    except (InputError, Refused):
+    except (InputError, Refused, ValueError):  # the last of a coordinator's key that is none
         return None
 
 
-def _alike(one: Any, other: Any) -> bool:
+def _alike(one: Any, other: Any, prices: Any = None) -> bool:
+    """Compare plain data; `prices` is True of a price, else it names the prices below."""
     if isinstance(one, float) and isinstance(other, float):
         both_none = math.isnan(one) and math.isnan(other)
-        return both_none or math.isclose(one, other, rel_tol=_ROUNDING, abs_tol=_ROUNDING)
+        close = prices is True and math.isclose(one, other, rel_tol=_ROUNDING, abs_tol=_SMALLEST)
+        return both_none or close or one == other
+    below = prices if isinstance(prices, dict) else {}
     if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_alike(one[name], other[name]) for name in one)
+        named = {name: below.get(name, below.get(_EACH)) for name in one}
+        return one.keys() == other.keys() and all(_alike(one[name], other[name], named[name]) for name in one)
     if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(_alike(*pair) for pair in zip(one, other, strict=True))
+        each = below.get(_EACH)
+        return len(one) == len(other) and all(_alike(*pair, each) for pair in zip(one, other, strict=True))
     return bool(one == other)

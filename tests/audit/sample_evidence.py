@@ -90,7 +90,7 @@ def bound(method, epsilon, delta=DELTA, **changes) -> Bound:
 def empirical(**changes) -> EmpiricalResult:
     bounds = (bound("steinke", 0.9, 1e-6), bound("fdp_approximate", 0.42), bound("fdp_gaussian", 0.55))
     tests = (
-        Test(name="noise", measured=0.999, expected=1.0, z=-0.4, p_value=0.34, count=32_000, flagged=False),
+        measured(),
         Test(name="noise_lag_1", measured=0.002, expected=0.0, z=0.3, p_value=0.7, count=31_000, flagged=False),
     )
     values = {
@@ -114,19 +114,24 @@ def empirical(**changes) -> EmpiricalResult:
     return EmpiricalResult(**(values | changes))
 
 
-def membership(auc=0.53, permitted_auc=0.92) -> MembershipResult:
-    attack = Attack(
-        name="loss threshold",
-        members=200,
-        others=100,
-        auc=auc,
-        auc_interval=(auc - 0.04, auc + 0.04),
-        tpr=0.02,
-        tpr_interval=(0.005, 0.05),
-        fpr=0.01,
-        fpr_interval=(0.0, 0.05),
-        note="",
-    )
+def measured(name="noise", p_value=0.34, *, flagged=False) -> Test:
+    return Test(name=name, measured=0.999, expected=1.0, z=-0.4, p_value=p_value, count=32_000, flagged=flagged)
+
+
+def membership(auc=0.53, permitted_auc=0.92, **changes) -> MembershipResult:
+    values = {
+        "name": "loss threshold",
+        "members": 200,
+        "others": 100,
+        "auc": auc,
+        "auc_interval": (auc - 0.04, auc + 0.04),
+        "tpr": 0.02,
+        "tpr_interval": (0.005, 0.05),
+        "fpr": 0.01,
+        "fpr_interval": (0.0, 0.05),
+        "note": "",
+    }
+    attack = Attack(**(values | changes))
     return MembershipResult(
         attacks=(attack,),
         epsilon=2.4,

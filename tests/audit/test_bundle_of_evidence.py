@@ -9,6 +9,7 @@ from multimix.audit import bundle as bundles
 from multimix.audit.bundle import check_bundle, write_bundle
 from multimix.audit.evidence_page import as_html
 from multimix.audit.evidence_records import Evidence, evidence_json, read_evidence
+from multimix.audit.rederived import differences
 from multimix.contract.signing import public_text
 from multimix.errors import InputError
 from multimix.privacy.ledger import create_ledger, open_ledger
@@ -179,11 +180,88 @@ def test_a_page_that_says_something_else_is_found(copied, name):
     assert reasons(copied) == (f"page_differs: {name.replace('_', '.')}",)
 
 
-def test_a_page_of_other_software_is_noted_and_not_accused(copied):
-    evidence = WHOLE.model_copy(update={"software": WHOLE.software | {"multimix": "0.0.9+older"}})
-    signed_again(copied, evidence_json=evidence_json(evidence))
+OTHER_SOFTWARE = WHOLE.model_copy(update={"software": WHOLE.software | {"multimix": "0.0.9+older"}})
+OTHER_ACCOUNTANTS = WHOLE.statement.model_copy(update={"accountant_versions": {"prv": "0"}})
+
+
+@pytest.mark.parametrize("page", [None, "<h1>Consistent. Epsilon is at most 0.01.</h1>"])
+def test_only_a_page_that_this_software_derives_holds_whatever_software_is_named(copied, page):
+    signed_again(copied, evidence_json=evidence_json(OTHER_SOFTWARE), evidence_html=page or as_html(OTHER_SOFTWARE))
     checked = check_bundle(copied, SIGNER, price=audit.price)
-    assert (checked.reasons, checked.notes) == ((), ("page_not_derived",))
+    assert checked.notes == ("software_other",)
+    assert checked.reasons == (("page_differs: evidence.html",) if page else ())
+    assert checked.holds == (page is None)
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_a_statement_is_priced_again_whatever_accountants_are_named(copied, lower):
+    life = OTHER_ACCOUNTANTS.lifetime
+    life = life.model_copy(update={"epsilon": life.epsilon - 1e-3} if lower else {})
+    statement = OTHER_ACCOUNTANTS.model_copy(update={"lifetime": life})
+    evidence = read_evidence(evidence_json(WHOLE.model_copy(update={"statement": statement})))
+    signed_again(copied, statement_html=statement_html(statement))
+    lie(copied, evidence)
+    checked = check_bundle(copied, SIGNER, price=audit.price)
+    assert checked.notes == ("accountants_other",)
+    assert checked.reasons == (("statement_differs",) if lower else ())
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("recomputation", "delta"), 1e-12),
+        (("recomputation", "rows", 0, "entry", "delta"), 1e-12),
+        (("recomputation", "rows", 0, "entry", "claimed_private"), 1e-12),
+        (("recomputation", "private"), 1e-12),
+        (("runs", 0, "delta", 0), 1e-12),
+        (("runs", 0, "dp", 0, "epsilon"), 1e-12),
+    ],
+)
+def test_small_values_are_compared_as_well_as_large_ones(place, value):
+    tiny = sample.patient_privacy(delta=9e-7, epsilon=9e-7)
+    claims = dict.fromkeys(("epsilon_run", "epsilon_lifetime", "epsilon_private", "prv", "pld"), 9e-7)
+    raw = written([audit.reservation(dp=tiny, delta=9e-7, **claims)])
+    evidence = audit.evidence_of(raw)
+    document = evidence.model_dump(mode="json")
+    *path, last = place
+    inner = document
+    for step in path:
+        inner = inner[step]
+    inner[last] = value
+    lied = Evidence.model_validate_json(evidence_json(Evidence.model_validate_json(bundles.canonical(document))))
+    assert differences(evidence, raw, None, price=audit.price).faults == []
+    assert differences(lied, raw, None, price=audit.price).faults
+
+
+@pytest.mark.parametrize(("apart", "faults"), [(1e-8, []), (1e-5, ["recomputation_differs"])])
+def test_a_price_may_differ_by_rounding_only(apart, faults):
+    found = WHOLE.recomputation
+    changed = type(found)(**{**vars(found), "private": found.private * (1 + apart)})
+    evidence = WHOLE.model_copy(update={"recomputation": changed})
+    assert differences(evidence, RAW, HEADS, price=audit.price).faults == faults
+
+
+def test_a_copied_value_may_not_differ_even_by_rounding():
+    run = WHOLE.runs[0].model_copy(update={"delta": (audit.DELTA * (1 + 1e-12),)})
+    evidence = WHOLE.model_copy(update={"runs": (run,)})
+    assert differences(evidence, RAW, HEADS, price=audit.price).faults == ["facts_differs"]
+
+
+def test_exact_figures_of_patients_are_not_filed_unless_they_are_faults():
+    near = audit.empirical().neighbours.model_copy(update={"sensitivity": 0.7312345, "leakage": 3.21e-13})
+    far = near.model_copy(update={"sensitivity": 1.25, "flagged": True})
+    filed = [
+        each.neighbours
+        for each in audit.whole(empirical=tuple(audit.empirical(neighbours=each) for each in (near, far)))[1].empirical
+    ]
+    assert [(each.sensitivity, each.leakage) for each in filed] == [(1.0, 0.0), (1.25, 0.0)]
+    assert [each.patients for each in filed] == [near.patients, far.patients]
+
+
+def test_exact_figures_of_patients_in_a_bundle_are_found(copied):
+    neighbours = audit.empirical().neighbours.model_copy(update={"sensitivity": 0.7312345})
+    lie(copied, WHOLE.model_copy(update={"empirical": (audit.empirical(neighbours=neighbours),)}))
+    assert "measurements_differs" in reasons(copied)
 
 
 def test_a_ledger_that_was_swapped_is_found(copied):

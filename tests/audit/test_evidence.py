@@ -8,10 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multimix.audit.direct_tests import NUMBER_OF_TESTS
+from multimix.audit.estimators import Guesses, fdp_gaussian_epsilon
 from multimix.audit.evidence import software_versions
 from multimix.audit.evidence_figures import figures_of, lifetime_of, relied_on
 from multimix.audit.evidence_records import canonical, evidence_json, read_evidence
+from multimix.audit.evidence_replays import executed, reproduced
 from multimix.audit.evidence_verdict import judge
+from multimix.audit.membership import permitted_tpr
 from multimix.errors import InputError
 from tests.audit import sample_evidence as audit
 from tests.audit.ledger_attacks import OTHER, heads_of, signed_again, written
@@ -47,7 +51,10 @@ def test_evidence_in_which_nothing_is_missing_is_consistent():
         ),
         ({"replays": ()}, "No round was executed again"),
         ({"replays": (audit.replayed(),)}, "1 of 2 answered rounds"),
-        ({"replays": (audit.replayed(), audit.replayed(99))}, "is no reservation of this ledger"),
+        ({"replays": (audit.replayed(), audit.replayed())}, "1 of 2 answered rounds"),
+        ({"replays": (audit.replayed(tolerance=1e-2), audit.replayed(3, 2))}, "differ by up to 0.01 of an update"),
+        ({"empirical": (audit.empirical(bounds=(audit.bound("steinke", 1.9, 1e-3),)),)}, "bound above its claim"),
+        ({"empirical": (audit.empirical(false_alarm_rate=1e-9),)}, "told to flag less"),
         (
             {
                 "replays": (
@@ -66,13 +73,13 @@ def test_whatever_was_not_looked_at_makes_it_incomplete_and_is_named(changes, ga
 
 
 def test_an_open_reservation_is_named():
-    judgement = with_(raw=written(audit.bodies()[:-1]))
+    judgement = with_(raw=written(audit.bodies()[:-1]), replays=(audit.replayed(),))
     assert judgement.word == "incomplete"
     assert any("1 reservation was never answered" in text for text in judgement.gaps)
 
 
 def test_a_ledger_without_private_training_has_no_claim_to_check():
-    judgement = with_(raw=written([sample.refusal()]), statement=None)
+    judgement = with_(raw=written([sample.refusal()]), statement=None, replays=())
     assert judgement.word == "incomplete"
     assert any("no claim to check" in text for text in judgement.gaps)
 
@@ -94,6 +101,109 @@ def test_whatever_speaks_against_the_claim_contradicts_it(changes, reason):
     judgement = with_(**changes)
     assert judgement.word == "contradicted"
     assert [text for text in judgement.contradictions if reason in text]
+
+
+@pytest.mark.parametrize(("change", "told"), [(0.99, True), (1.01, False)])
+def test_a_test_is_flagged_by_its_p_value_whatever_its_flag_says(change, told):
+    p_value = 1e-3 / 2 / NUMBER_OF_TESTS * change  # half of the false alarms go to the tests, in equal shares
+    judgement = with_(empirical=(audit.empirical(tests=(audit.measured(p_value=p_value),)),))
+    flags = (
+        "Empirical audit 1 flags the trainer: noise.",
+        "Empirical audit 1 is filed as if this spoke for the trainer: noise.",
+    )
+    assert judgement.contradictions == (flags if told else ())
+
+
+def test_a_flag_counts_though_the_p_value_does_not_show_why():
+    judgement = with_(empirical=(audit.empirical(tests=(audit.measured(flagged=True),)),))
+    assert judgement.contradictions == ("Empirical audit 1 flags the trainer: noise.",)
+
+
+def test_a_bound_is_flagged_by_its_counts_whatever_its_flag_says():
+    # 600 right guesses of 600 are beyond chance at any claim of these steps; 320 are not.
+    shown = fdp_gaussian_epsilon(Guesses(2000, 600, 600), delta=audit.DELTA, significance=0.01)
+    assert shown > audit.price_of(2 * audit.STEPS)
+    said = {right: audit.bound("fdp_gaussian", shown, guesses=600, correct=right) for right in (600, 320)}
+    found = {right: with_(empirical=(audit.empirical(bounds=(bound,)),)) for right, bound in said.items()}
+    assert [found[right].word for right in (600, 320)] == ["contradicted", "incomplete"]
+
+
+def test_counts_that_no_audit_writes_are_a_flag():
+    bound = audit.bound("steinke", 9.0, guesses=10, correct=11)
+    assert with_(empirical=(audit.empirical(bounds=(bound,)),)).word == "contradicted"
+
+
+def test_a_flag_of_the_gaussian_bound_says_what_it_presumes():
+    judgement = with_(empirical=(audit.empirical(bounds=(audit.bound("fdp_gaussian", 5.0, flagged=True),)),))
+    assert "presumes a leak like a Gaussian's" in judgement.contradictions[0]
+
+
+@pytest.mark.parametrize(
+    ("figures", "word"),
+    [
+        ({"sensitivity": 1.5}, "contradicted"),
+        ({"leakage": 1e-3}, "contradicted"),
+        ({"leakage": math.nan}, "contradicted"),
+        ({"leakage": 1e-3, "tolerance": 1.0}, "contradicted"),  # nobody loosens it
+        ({"tolerance": 1.0}, "incomplete"),
+    ],
+)
+def test_neighbours_are_flagged_by_their_figures(figures, word):
+    neighbours = audit.empirical().neighbours.model_copy(update=figures)
+    assert with_(empirical=(audit.empirical(neighbours=neighbours),)).word == word
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"reasons": ("weights_differ",)}, "filed as reproduced, and by its own figures it is differing"),
+        ({"difference": 2e-3}, "filed as reproduced, and by its own figures it is differing"),
+        ({"difference": math.nan}, "filed as reproduced, and by its own figures it is differing"),
+        ({"difference": None}, "filed as reproduced, and by its own figures it is not replayable"),
+        ({"verdict": "not_replayable", "reasons": ("weights_differ",)}, "filed as not replayable, and by its own"),
+        ({"sequence": 99}, "A replay of entry 99, run first, round 1: that is no answered reservation"),
+        ({"sequence": 2}, "A replay of entry 2, run first, round 1: that is no answered reservation"),
+        ({"job_id": "other"}, "A replay of entry 1, run other, round 1: that is no answered reservation"),
+        ({"round_number": 2}, "A replay of entry 1, run first, round 2: that is no answered reservation"),
+    ],
+)
+def test_a_replay_that_its_figures_or_the_ledger_belie_contradicts_and_counts_for_nothing(changes, reason):
+    evidence = audit.whole(replays=(audit.replayed(**changes),))[1]
+    assert evidence.judgement.word == "contradicted"
+    assert [text for text in evidence.judgement.contradictions if reason in text]
+    assert not reproduced(evidence)
+
+
+def test_a_replay_of_an_unanswered_entry_cannot_have_been_reproduced():
+    raw = written(audit.bodies()[:-1])
+    missing = audit.replayed(3, 2, verdict="not_replayable", reasons=("not_committed",), difference=None)
+    for replayed, word in ((audit.replayed(3, 2), "contradicted"), (missing, "incomplete")):
+        assert with_(raw=raw, statement=None, replays=(audit.replayed(), replayed)).word == word
+
+
+def test_a_round_without_noise_may_be_said_to_be_not_replayable():
+    raw = written([*audit.bodies(), sample.non_private()])
+    plain = audit.replayed(5, 1, job_id="plain", verdict="not_replayable", reasons=("non_private",), difference=None)
+    judgements = [with_(raw=raw, replays=(replace(plain, job_id=job),)) for job in ("plain", "first")]
+    assert [judgement.word for judgement in judgements] == ["incomplete", "contradicted"]
+
+
+def test_an_entry_that_was_executed_twice_counts_once_with_its_larger_difference():
+    twice = (audit.replayed(difference=2e-4), audit.replayed(difference=1e-5))
+    evidence = audit.whole(replays=twice)[1]
+    assert (executed(evidence), reproduced(evidence)) == ({1}, {1: twice[0]})
+
+
+@pytest.mark.parametrize(("beyond", "word"), [(0.001, "contradicted"), (-0.001, "consistent")])
+def test_an_attack_that_finds_more_than_is_permitted_contradicts(beyond, word):
+    most = permitted_tpr(0.05, 2.4, audit.DELTA)  # at the upper end of its false positive rate
+    attack = audit.membership(tpr=0.9, tpr_interval=(most + beyond, 0.99))
+    assert with_(membership=(attack,)).word == word
+
+
+def test_what_an_attack_is_permitted_is_not_believed():
+    # e^-2.4 / (1 + e^-2.4) = 0.083: an AUC of 0.917 is permitted, whatever the result says.
+    assert with_(membership=(audit.membership(auc=0.97, permitted_auc=0.99),)).word == "contradicted"
 
 
 def test_a_claim_below_its_cost_contradicts_with_the_count():

@@ -217,6 +217,39 @@ def test_an_infinite_or_missing_measurement_is_shown():
     assert "FLAGGED" in page
 
 
+def test_figures_of_neighbours_stand_there_only_where_they_are_faults():
+    near = audit.empirical().neighbours.model_copy(update={"sensitivity": 0.7312345, "leakage": 3.21e-13})
+    far = near.model_copy(update={"sensitivity": 1.25, "flagged": True})
+    pages = [as_html(audit.whole(empirical=(audit.empirical(neighbours=each),))[1]) for each in (near, far)]
+    assert ["within the bound</td>" in page for page in pages] == [True, True]
+    assert ["1.250000" in page for page in pages] == [False, True]
+    assert not any("0.731" in page or "3.2e-13" in page for page in pages)
+
+
+def test_a_flag_that_was_turned_stands_on_the_page():
+    hidden = audit.measured(p_value=1e-9)
+    assert "FLAGGED" in as_html(audit.whole(empirical=(audit.empirical(tests=(hidden,)),))[1])
+
+
+def test_a_flag_of_the_gaussian_bound_says_on_the_page_what_it_presumes():
+    flagged = audit.empirical(bounds=(audit.bound("fdp_gaussian", 5.0, flagged=True),))
+    text = Tags(as_html(audit.whole(empirical=(flagged,))[1])).text
+    assert "FLAGGED, if the leak is like a Gaussian's" in text
+
+
+def test_a_test_without_words_stands_there_by_its_name():
+    text = Tags(as_html(audit.whole(empirical=(audit.empirical(tests=(audit.measured("new_test"),)),))[1])).text
+    assert "new test" in text
+
+
+def test_the_same_weights_are_counted_by_entry_with_their_difference_and_tolerance():
+    replays = (audit.replayed(difference=2e-4), audit.replayed(difference=1e-5), audit.replayed(3, 2))
+    for chosen, told in ((replays, "2 rounds were"), (replays[:2], "1 round was")):
+        text = " ".join(can_rely(audit.whole(replays=chosen)[1]))
+        assert f"{told} executed again, and the same weights came out: at most 0.0002 of an update apart" in text
+        assert "where up to 0.001 was allowed" in text
+
+
 def test_a_ledger_without_training_has_a_page():
     text = Tags(as_html(audit.evidence_of(written([sample.refusal()])))).text
     assert "Nothing was claimed" in text
