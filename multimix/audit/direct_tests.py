@@ -15,23 +15,36 @@ it flags in the direction that costs privacy, at its share of the audit's false-
 | `participation` | mean where a canary was drawn out of the step | patients take part whom the lot left out |
 | `exclusion` | mean where no canary was in | the sum moves without any patient |
 | `rate` | mean of the canaries that were in, over all steps | they take part more often than the rate says |
-| `noise_parameters` | as `noise`, of each parameter with nobody in the step | noise only where the audit looks |
+
+The audit head is not what is released. So a few steps are taken with nobody in them, where every parameter is noise and
+nothing else; that noise must be as strong, and each of its numbers drawn for one use:
+
+| test | statistic | it shows |
+|---|---|---|
+| `noise_parameters` | as `noise`, of each parameter and of each step | noise only where the audit looks |
+| `noise_steps` | correlation of every two steps, over all parameters and of each | noise repeated between steps |
+| `noise_tensors` | of all parameters in a row at any lag; of every two by their beginnings | noise shared by them |
+| `noise_repeats` | numbers that occur again, whatever their sign | noise used twice, in any order |
+
+Not seen: noise mixed of fewer numbers into all different ones, as by a random projection.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import fft, special, stats
 
 from multimix.audit.observation import Observation
 from multimix.errors import Refused
 
 Direction = Literal["low", "high", "both"]
 Array = npt.NDArray[Any]
-NUMBER_OF_TESTS: Final = 9
+NUMBER_OF_TESTS: Final = 12
+_ABSURD: Final = 1e100  # times sigma: beyond it sums of squares could overflow
 
 
 @dataclass(frozen=True)
@@ -48,7 +61,7 @@ class DirectTest:
 
 
 def direct_tests(seen: Observation, *, false_alarm_rate: float) -> tuple[DirectTest, ...]:
-    """Return all tests of the audit head; with `noise_of_parameters` they flag a correct trainer this often at most.
+    """Return all tests of the audit head; with `noise_tests` they flag a correct trainer this often at most.
 
     Raises:
         Refused: `audit_parameters` for a rate outside 0 to 1, fewer than two steps, or where no noise was claimed;
@@ -74,23 +87,35 @@ def direct_tests(seen: Observation, *, false_alarm_rate: float) -> tuple[DirectT
     )
 
 
-def noise_of_parameters(nobody: Mapping[str, Array], sigma: float, *, false_alarm_rate: float) -> DirectTest:
-    """Return the test of a step with nobody in it: of the parameter with too little noise, if any has.
+def noise_tests(nobody: Mapping[str, Array], sigma: float, *, false_alarm_rate: float) -> tuple[DirectTest, ...]:
+    """Return the tests of steps with nobody in them; each is the worst of what it looked at, with Bonferroni's p-value.
 
     Args:
-        nobody: Noised sum by parameter, in units of the clip norm: noise and nothing else.
+        nobody: Noised sum by parameter [steps, ...], in units of the clip norm, float64 as noise is drawn: noise and
+            nothing else. Memory: three times that of these.
         sigma: Claimed noise multiplier.
-        false_alarm_rate: As of `direct_tests`; this is one of the tests that share it.
+        false_alarm_rate: As of `direct_tests`; these are some of the tests that share it.
 
     Raises:
         Refused: as `direct_tests`.
     """
     _check(sigma, false_alarm_rate, list(nobody.values()))
-    judge = _Judge(false_alarm_rate / NUMBER_OF_TESTS)
-    found = [judge.spread("noise_parameters", values, sigma, "low") for values in nobody.values()]
-    worst = min(found, key=lambda test: test.p_value)
-    p = min(1.0, worst.p_value * len(found))
-    return replace(worst, p_value=p, flagged=p < judge.significance)
+    if min(len(values) for values in nobody.values()) < 2:  # noqa: PLR2004
+        raise Refused("audit_parameters", "two steps at least")
+    flat = [values.reshape(len(values), -1) for values in nobody.values()]
+    together = np.concatenate(flat, axis=1)
+    parts = np.split(together, np.cumsum([each.shape[1] for each in flat])[:-1], axis=1)  # views
+    judge, by_size = _Judge(false_alarm_rate / NUMBER_OF_TESTS), sorted(parts, key=lambda part: part.size)
+    lags = [judge.lags("noise_tensors", step) for step in together]
+    beginnings = [
+        judge.alike("noise_tensors", small, large[:, : small.shape[1]]) for small, large in combinations(by_size, 2)
+    ]
+    return (
+        judge.worst([judge.spread("noise_parameters", values, sigma, "low") for values in (*parts, *together)]),
+        judge.worst([judge.alike("noise_steps", *two) for part in (together, *parts) for two in combinations(part, 2)]),
+        judge.worst([judge.worst(each) for each in (lags, beginnings) if each]),
+        judge.repeats("noise_repeats", together),
+    )
 
 
 @dataclass(frozen=True)
@@ -116,6 +141,46 @@ class _Judge:
         p = _p_value(float(stats.norm.cdf(z)), float(stats.norm.sf(z)), "both")
         return DirectTest(name, found, 0.0, z, p, first.size, p < self.significance)
 
+    def alike(self, name: str, first: Array, second: Array) -> DirectTest:
+        """As `correlation`, of independent draws and exact for a few: the square of n is Beta(1/2, (n - 1) / 2)."""
+        count, scale = first.size, float(np.sqrt(np.sum(first**2) * np.sum(second**2)))
+        found = float(np.sum(first * second)) / scale if scale > 0 else 1.0
+        p = float(special.betaincc(0.5, (count - 1) / 2, min(1.0, found**2))) if count > 1 else 1.0
+        return DirectTest(name, found, 0.0, found * float(np.sqrt(count)), p, count, p < self.significance)
+
+    def lags(self, name: str, values: Array) -> DirectTest:
+        """Compare the largest correlation of numbers with those any lag behind with 0, all lags by FFT.
+
+        One lag's is asymptotically normal with variance 1/n at most; its tails are no heavier (bounded by the norm).
+        """
+        count, squares = values.size, float(np.sum(values**2))
+        spectrum = fft.rfft(values, fft.next_fast_len(2 * count, real=True))  # padded, so that it does not wrap round
+        of_lags = fft.irfft(spectrum.real**2 + spectrum.imag**2, fft.next_fast_len(2 * count, real=True))[1:count]
+        worst = float(of_lags[np.argmax(np.abs(of_lags))]) if len(of_lags) else 0.0
+        found = worst / squares if squares > 0 else 1.0
+        z = found * float(np.sqrt(count))
+        p = min(1.0, 2 * float(stats.norm.sf(abs(z))) * max(1, len(of_lags)))
+        return DirectTest(name, found, 0.0, z, p, count, p < self.significance)
+
+    def repeats(self, name: str, values: Array) -> DirectTest:
+        """Compare how many numbers occur again with how many rounding makes equal: Poisson, in float64 next to none.
+
+        Two of n normals x, y have |x| = |y| in float64 with probability 2 E[f(x) spacing(x)] < 2^-53, where
+        spacing(x) <= 2^-52 |x| and E[f(x) |x|] = 1 / (2 pi); the expected number allows for six times as much.
+        """
+        ordered = np.sort(np.abs(values), axis=None)
+        found = int(np.count_nonzero(ordered[1:] == ordered[:-1]))
+        expected = float(values.size) ** 2 * 2.0**-52
+        p = float(stats.poisson.sf(found - 1, expected))
+        z = (found - expected) / float(np.sqrt(expected))
+        return DirectTest(name, float(found), expected, z, p, values.size, p < self.significance)
+
+    def worst(self, found: Sequence[DirectTest]) -> DirectTest:
+        """Return the test with the least p-value, which pays for looking at all of them."""
+        least = min(found, key=lambda test: test.p_value)
+        p = min(1.0, least.p_value * len(found))
+        return replace(least, p_value=p, flagged=p < self.significance)
+
     def mean(self, name: str, values: Array, expected: float, sigma: float, direction: Direction) -> DirectTest:
         """Compare a mean with the one known; nothing is shown where there are no numbers."""
         found = float(values.mean()) if values.size else expected
@@ -134,5 +199,5 @@ def _check(sigma: float, false_alarm_rate: float, values: Sequence[Array]) -> No
         raise Refused("audit_parameters", "a false-alarm rate between 0 and 1")
     if not sigma > 0:
         raise Refused("audit_parameters", "no noise is claimed: there is nothing to hold the noise against")
-    if not values or not all(np.isfinite(each).all() for each in values):
+    if not values or not all(np.max(np.abs(each), initial=0.0) < _ABSURD * sigma for each in values):  # nor NaN
         raise Refused("audit_not_finite")

@@ -15,10 +15,10 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from multimix.audit.direct_tests import direct_tests, noise_of_parameters
+from multimix.audit.direct_tests import direct_tests, noise_tests
 from multimix.audit.estimators import Estimate, LowerBound, lower_bound
-from multimix.audit.neighbours import TOLERANCE, compare_neighbours, sum_over_nobody
-from multimix.audit.observation import Observation, Subject, observe
+from multimix.audit.neighbours import TOLERANCE, compare_neighbours
+from multimix.audit.observation import Observation, Subject, observe, observe_nobody
 from multimix.config import Frozen
 
 FALSE_ALARM_RATE: Final = 1e-3  # of the whole audit
@@ -106,7 +106,10 @@ def audit(
     false_alarm_rate: float = FALSE_ALARM_RATE,
     progress: Progress = lambda _stage, _done, _all: None,
 ) -> EmpiricalResult:
-    """Audit a trainer with one run of it.
+    """Audit a trainer with one run of it, on the CPU unless the subject's network is elsewhere.
+
+    The CPU is where to audit: on a GPU the backward pass may add up in another order each time (atomics), and the
+    comparison of neighbours flags such rounding where weights blow it up beyond its tolerance.
 
     Args:
         subject: The trainer, its data, and what it was told.
@@ -120,17 +123,17 @@ def audit(
         progress: Told of every step and every patient.
 
     Raises:
-        Refused: as `observe`, `direct_tests`, `lower_bound`, `compare_neighbours`.
+        Refused: as `observe`, `observe_nobody`, `direct_tests`, `lower_bound`, `compare_neighbours`.
     """
     started = time.perf_counter()
     seen = observe(subject, canaries=canaries, seed=seed, progress=lambda n: progress("canaries", n, subject.steps))
     neighbours = compare_neighbours(
         subject, patients=patients, seed=seed, progress=lambda n: progress("neighbours", n, patients)
     )
-    nobody = sum_over_nobody(subject, seed=seed)
+    nobody = observe_nobody(subject, canaries=canaries, seed=seed)
     tests = (
         *direct_tests(seen, false_alarm_rate=false_alarm_rate / 2),
-        noise_of_parameters(nobody, subject.dp.noise_multiplier, false_alarm_rate=false_alarm_rate / 2),
+        *noise_tests(nobody, subject.dp.noise_multiplier, false_alarm_rate=false_alarm_rate / 2),
     )
     return EmpiricalResult(
         noise_multiplier=subject.dp.noise_multiplier,

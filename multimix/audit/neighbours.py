@@ -19,9 +19,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from multimix.audit.observation import Subject, audit_secret
+from multimix.audit.observation import Subject, audit_secret, restricted
 from multimix.batches import TrainingData
-from multimix.data.sampling import Pools
 from multimix.errors import Refused
 from multimix.privacy.training import Population, taught_pools
 
@@ -103,18 +102,9 @@ def _hardly_clipping(subject: Subject) -> Subject:
     return replace(subject, dp=subject.dp.model_copy(update={"clip_norm": _LOOSE * subject.dp.clip_norm}))
 
 
-def sum_over_nobody(subject: Subject, *, seed: int) -> dict[str, Array]:
-    """Return the noised sum of a step without patients, by parameter, in units of the clip norm: the noise alone.
-
-    Raises:
-        Refused: as the trainer; `audit_not_watched`.
-    """
-    return _sum_over(subject, [], seed)
-
-
 def _sum_over(subject: Subject, taken: list[Rows], seed: int) -> dict[str, Array]:
     rows = np.concatenate([*taken, np.empty(0, dtype=np.int64)])
-    return _sum_of_a_step(replace(subject, data=_restricted(subject.data, rows)), audit_secret(seed))
+    return _sum_of_a_step(replace(subject, data=restricted(subject.data, rows)), audit_secret(seed))
 
 
 def _rows_of(data: TrainingData, patients: int, images: int, seed: int) -> list[Rows]:
@@ -122,19 +112,6 @@ def _rows_of(data: TrainingData, patients: int, images: int, seed: int) -> list[
     population = Population.of(data)
     lot = np.random.default_rng([seed, 2]).permutation(population.count)[:patients]
     return [population.rows[population.patient == patient][:images] for patient in np.sort(lot)]
-
-
-def _restricted(data: TrainingData, rows: Rows) -> TrainingData:
-    pools = data.pools
-    return replace(
-        data,
-        pools=Pools(
-            labelled_classification=np.intersect1d(pools.labelled_classification, rows),
-            unlabelled_classification=np.intersect1d(pools.unlabelled_classification, rows),
-            labelled_segmentation=np.intersect1d(pools.labelled_segmentation, rows),
-            unlabelled_segmentation=np.intersect1d(pools.unlabelled_segmentation, rows),
-        ),
-    )
 
 
 def _sum_of_a_step(subject: Subject, secret: bytes) -> dict[str, Array]:

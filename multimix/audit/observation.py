@@ -1,5 +1,6 @@
 """What the auditor sees: the audit head of every noised gradient of a run with planted canaries.
 
+And of some steps with nobody in them every parameter: noise that the released parameters get, and nothing else.
 The auditor runs training with a secret of the audit's own (never one that protected patients) and with canaries put in
 by fair coins. Nothing of the run leaves the site. Whatever the trainer under test does, it is observed where a released
 gradient would be: after clipping, noise and division.
@@ -17,6 +18,7 @@ from multimix.batches import TrainingData
 from multimix.config import MethodConfig
 from multimix.contract.messages import LocalWork, Weights
 from multimix.contract.privacy import PatientPrivacy
+from multimix.data.sampling import Pools
 from multimix.errors import Refused
 from multimix.network import MultiMixNetwork
 from multimix.privacy.canaries import AUDIT_HEAD, Canaries, plant
@@ -25,6 +27,7 @@ from multimix.privacy.noise import SecretStream
 from multimix.privacy.training import Population, taught_pools
 
 FEWEST_CANARIES: Final = 64
+MOST_STEPS_OF_NOBODY: Final = 4  # all parameters of each are held, and every two compared
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
@@ -135,6 +138,52 @@ def observe(
         sampled=_sampled(planted, chosen, dp, secret, subject.steps),
         noise_multiplier=dp.noise_multiplier,
         sampling_rate=dp.sampling_rate,
+    )
+
+
+def observe_nobody(subject: Subject, *, canaries: int, seed: int) -> dict[str, Array]:
+    """Train the run's first steps, four at most, with nobody in them; return what is noise and nothing else.
+
+    Returns:
+        Noised sum by parameter, the audit head of as many canaries among them, float64 [steps, ...], in units of the
+        clip norm.
+
+    Raises:
+        Refused: `audit_not_watched` where the trainer did not show every step whole; as the trainer.
+    """
+    steps, seen = min(MOST_STEPS_OF_NOBODY, subject.steps), list[dict[str, Array]]()
+    empty, dp, unit = restricted(subject.data, np.empty(0, dtype=np.int64)), subject.dp, subject.unit(subject.dp)
+    none = np.zeros(canaries, dtype=np.bool_)
+    planted, chosen = plant(empty, none, images=dp.images_per_patient, clip_norm=dp.clip_norm)
+    subject.train(
+        subject.network(),
+        planted,
+        subject.method,
+        subject.work(steps=steps),
+        dp,
+        secret=audit_secret(seed),
+        canaries=chosen,
+        watch=lambda _index, noised: seen.append(
+            {name: value.detach().cpu().double().numpy() * unit for name, value in noised.items()}
+        ),
+    )
+    shapes = [{name: value.shape for name, value in each.items()} for each in seen]
+    if len(seen) != steps or AUDIT_HEAD not in shapes[0] or any(each != shapes[0] for each in shapes):
+        raise Refused("audit_not_watched")
+    return {name: np.stack([each[name] for each in seen]) for name in seen[0]}
+
+
+def restricted(data: TrainingData, rows: npt.NDArray[np.int64]) -> TrainingData:
+    """Return the data of which only some rows of the store teach."""
+    pools = data.pools
+    return replace(
+        data,
+        pools=Pools(
+            labelled_classification=np.intersect1d(pools.labelled_classification, rows),
+            unlabelled_classification=np.intersect1d(pools.unlabelled_classification, rows),
+            labelled_segmentation=np.intersect1d(pools.labelled_segmentation, rows),
+            unlabelled_segmentation=np.intersect1d(pools.unlabelled_segmentation, rows),
+        ),
     )
 
 

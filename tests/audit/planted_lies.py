@@ -100,6 +100,27 @@ class HalfTheCoordinates(SecretStream):
         return super().normals(purpose, step, count) * (np.arange(count) % 2)
 
 
+class Tiled(SecretStream):
+    """Of 16 numbers, on every parameter over and over."""
+
+    def normals(self, purpose, step, count):
+        return np.resize(super().normals(purpose, step, 16), count)
+
+
+def same_for_every_parameter(total, normals, *, noise_multiplier, clip_norm, divisor):
+    """As if each parameter were given a generator of its own with the same seed."""
+    noise = normals(max(value.numel() for value in total.values())) * (noise_multiplier * clip_norm)
+    return {name: (value + noise[: value.numel()].view(value.shape)) / divisor for name, value in total.items()}
+
+
+def fresh_on_the_audit_head(total, normals, **given):
+    """Each step's own noise where the auditor's canaries are, and the same in every step on all that is released."""
+    stream = SecretStream(OLD_SECRET)
+    fresh = TRUE_NOISED(total, normals, **given)
+    again = TRUE_NOISED(total, lambda count: torch.from_numpy(stream.normals("noise", 0, count)), **given)
+    return {name: (fresh if name == AUDIT_HEAD else again)[name] for name in total}
+
+
 def on_the_audit_head(total, normals, **given):
     """Noise where the auditor's canaries are, and nowhere else."""
     noisy, silent = TRUE_NOISED(total, normals, **given), times(0)(total, normals, **given)
@@ -238,6 +259,9 @@ LIES = (
     lie("noise in every second step", (training, "SecretStream", EverySecondStep)),
     lie("noise that the next step takes back", (training, "SecretStream", Cancelling)),
     lie("noise on the audit head only", (training, "noised", on_the_audit_head)),
+    lie("the same noise for every parameter", (training, "noised", same_for_every_parameter)),
+    lie("16 numbers as noise, over and over", (training, "SecretStream", Tiled)),
+    lie("same noise every step but on the audit head", (training, "noised", fresh_on_the_audit_head)),
     lie("noise only while an audit watches", (client.site, "train_privately", noise_while_watched)),
     lie("old noise under a new commitment", (Reservations, "reserve", old_noise_under_a_new_commitment)),
 )

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from multimix.audit.direct_tests import NUMBER_OF_TESTS, direct_tests, noise_of_parameters
+from multimix.audit.direct_tests import NUMBER_OF_TESTS, _Judge, direct_tests, noise_tests
 from multimix.audit.observation import Observation
 from multimix.errors import Refused
+from multimix.privacy.noise import SecretStream
 
 STEPS, CANARIES, SIGMA, RATE = 20, 2000, 1.5, 0.25
 ALARM = 1e-3
@@ -192,42 +194,159 @@ def test_what_has_no_answer_is_refused(observation, rate, reason):
 
 
 def test_every_test_has_its_share_of_the_false_alarms():
-    """With the one of the parameters; a p-value just above the share does not flag."""
+    """With the four of steps with nobody in them; a p-value just above the share does not flag."""
     observation = seen(worth=1.05)
     p = one("sensitivity", observation).p_value
     for rate, flags in ((NUMBER_OF_TESTS * p * 0.99, False), (NUMBER_OF_TESTS * p * 1.01, True)):
         found = {test.name: test.flagged for test in direct_tests(observation, false_alarm_rate=rate)}
         assert found["sensitivity"] is flags
-    assert len(found) + 1 == NUMBER_OF_TESTS
+    assert len(found) + len(noise_tests(parameters(), SIGMA, false_alarm_rate=rate)) == NUMBER_OF_TESTS
 
 
 # --- noise of the model's own parameters
 
 
-def parameters(**changed: np.ndarray) -> dict[str, np.ndarray]:
-    draw = np.random.default_rng(3)
-    return {"weight": SIGMA * draw.normal(size=(30, 30)), "bias": SIGMA * draw.normal(size=10)} | changed
+SHAPES = {"weight": (30, 30), "bias": (10,), "head": (300,)}
+ALL = 4 * (30 * 30 + 10 + 300)  # numbers in four steps
 
 
-def test_noise_on_all_parameters_is_not_flagged():
-    test = noise_of_parameters(parameters(), SIGMA, false_alarm_rate=ALARM)
-    assert not test.flagged
+def parameters(seed: int = 3, **changed: np.ndarray) -> dict[str, np.ndarray]:
+    draw = np.random.default_rng(seed)
+    return {name: SIGMA * draw.normal(size=(4, *shape)) for name, shape in SHAPES.items()} | changed
+
+
+def of_noise(nobody, rate: float = ALARM) -> dict:
+    return {test.name: test for test in noise_tests(nobody, SIGMA, false_alarm_rate=rate)}
+
+
+def flagged_noise(nobody) -> set[str]:
+    return {name for name, test in of_noise(nobody).items() if test.flagged}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_fresh_noise_on_all_parameters_is_not_flagged(seed):
+    assert flagged_noise(parameters(seed)) == set()
+
+
+def test_the_noise_tests_alarm_no_more_often_than_their_share():
+    """Of 300 correct runs with 12 tests of 10 % in all each flags 300 / 120 = 2.5 times; 10 or more have p 0.0003."""
+    runs = [of_noise(parameters(seed), rate=0.1) for seed in range(300)]
+    assert all(sum(run[name].flagged for run in runs) < 10 for name in runs[0])
 
 
 def test_one_small_parameter_without_noise_is_flagged():
-    test = noise_of_parameters(parameters(bias=np.zeros(2)), SIGMA, false_alarm_rate=ALARM)
-    assert (test.measured, test.count, test.flagged) == (0.0, 2, True)
+    test = of_noise(parameters(bias=np.zeros((4, 2))))["noise_parameters"]
+    assert (test.measured, test.count, test.flagged) == (0.0, 8, True)
+
+
+def test_one_step_without_noise_is_flagged():
+    nobody = parameters()
+    for values in nobody.values():
+        values[2] = 0
+    assert of_noise(nobody)["noise_parameters"].measured == 0.0
 
 
 def test_the_p_value_of_the_parameters_pays_for_looking_at_all_of_them():
-    """The larger one lies far above what is expected, so the other is the worst, and counts twice."""
-    small = {"bias": np.full(10, SIGMA)}
-    alone = noise_of_parameters(small, SIGMA, false_alarm_rate=ALARM).p_value
-    both = noise_of_parameters(small | {"weight": np.full(100, 2 * SIGMA)}, SIGMA, false_alarm_rate=ALARM).p_value
-    assert both == pytest.approx(min(1.0, 2 * alone))
+    """Eight numbers of sigma / 10 have a chi-squared of 0.08; looked at were three parameters and four steps."""
+    small = np.full((4, 2), SIGMA / 10) * [[1, -1]]
+    test = of_noise(parameters(bias=small))["noise_parameters"]
+    assert test.p_value == pytest.approx(7 * stats.chi2.cdf(0.08, 8))
 
 
-@pytest.mark.parametrize(("values", "sigma"), [({}, SIGMA), ({"bias": np.array([np.nan])}, SIGMA), (parameters(), 0.0)])
+def test_a_parameter_whose_noise_returns_in_another_step_is_flagged():
+    nobody = parameters()
+    nobody["bias"][3] = -2 * nobody["bias"][0]
+    test = of_noise(nobody)["noise_steps"]
+    assert flagged_noise(nobody) == {"noise_steps"}
+    assert (test.measured, test.count) == (pytest.approx(-1), 10)
+
+
+def test_the_p_value_of_a_correlation_is_exact_for_a_few_numbers():
+    """Of 3 numbers a correlation about zero is uniform on -1 to 1, so 0.8 or more has p 0.2, before it pays for all."""
+    judge = _Judge(0.5)
+    test = judge.alike("any", np.array([1.0, 0.0, 0.0]), np.array([0.8, 0.6, 0.0]))
+    assert (test.measured, test.p_value, test.count) == (pytest.approx(0.8), pytest.approx(0.2), 3)
+
+
+def test_one_number_is_never_called_alike():
+    assert _Judge(0.5).alike("any", np.array([2.0]), np.array([2.0])).p_value == 1.0
+
+
+def test_parameters_that_begin_with_the_same_draws_are_flagged_however_they_are_scaled():
+    nobody = parameters()
+    nobody["bias"] = 3 * nobody["weight"].reshape(4, -1)[:, :10]
+    assert flagged_noise(nobody) == {"noise_tensors"}
+
+
+def test_noise_tiled_over_the_parameters_is_flagged_within_and_between_them():
+    """16 numbers, each time a little louder, so that none repeats; by those 16 further on they correlate."""
+    tiled = np.stack([np.resize(SIGMA * np.random.default_rng(step).normal(size=16), 1210) for step in range(4)])
+    tiled *= 1 + 1e-6 * np.arange(1210)
+    weight, bias, head = np.split(tiled, [900, 910], axis=1)
+    nobody = {"weight": weight.reshape(4, 30, 30), "bias": bias, "head": head}
+    assert "noise_tensors" in flagged_noise(nobody)
+    assert "noise_repeats" not in flagged_noise(nobody)
+
+
+def test_the_largest_correlation_is_found_at_its_lag():
+    """1 and 1 lie 5 apart among zeros: of sum of squares 2 they correlate 1 / 2, and nowhere else."""
+    values = np.zeros(40)
+    values[[7, 12]] = 1.0
+    test = _Judge(0.5).lags("any", values)
+    assert test.measured == pytest.approx(0.5)
+    assert test.z == pytest.approx(0.5 * sqrt(40))
+    assert test.p_value == pytest.approx(39 * 2 * stats.norm.sf(0.5 * sqrt(40)))
+
+
+def test_a_lag_does_not_wrap_round():
+    """First and last of 40: 39 apart, not 1."""
+    values = np.zeros(40)
+    values[[0, 39]] = [1.0, -1.0]
+    assert _Judge(0.5).lags("any", values).measured == pytest.approx(-0.5)
+
+
+def test_the_same_numbers_in_another_order_and_with_other_signs_are_flagged_as_repeats():
+    nobody = parameters()
+    nobody["head"][1] = -np.random.default_rng(9).permutation(nobody["weight"][0].ravel())[:300]
+    test = of_noise(nobody)["noise_repeats"]
+    assert flagged_noise(nobody) == {"noise_repeats"}
+    assert (test.measured, test.count) == (300, ALL)
+
+
+def test_one_number_that_occurs_twice_is_one_repeat_and_too_many_of_a_few_thousand():
+    """Expected are n^2 / 2^52 = 5e-9 of them."""
+    nobody = parameters()
+    nobody["bias"][0, 0] = nobody["head"][3, 7]
+    test = of_noise(nobody)["noise_repeats"]
+    assert (test.measured, test.flagged) == (1, True)
+    assert test.p_value == pytest.approx(ALL**2 / 2**52, rel=1e-6)
+
+
+def test_a_million_numbers_of_a_secret_do_not_repeat():
+    noise = SecretStream(b"s" * 32).normals("noise", 0, 1_000_000) * 1.1 * 0.5 / 37.3
+    assert _Judge(0.5).repeats("any", noise).measured == 0
+
+
+def test_silence_fails_every_test_of_the_noise():
+    silent = {name: np.zeros((4, *shape)) for name, shape in SHAPES.items()}
+    assert flagged_noise(silent) == {"noise_parameters", "noise_steps", "noise_tensors", "noise_repeats"}
+
+
+def test_a_model_of_one_parameter_has_no_others_to_share_noise_with():
+    assert flagged_noise({"weight": parameters()["weight"]}) == set()
+
+
+@pytest.mark.parametrize(
+    ("values", "sigma"),
+    [
+        ({}, SIGMA),
+        ({"bias": np.full((4, 3), np.nan)}, SIGMA),
+        ({"bias": np.full((4, 3), 1e300)}, SIGMA),
+        ({"bias": np.ones((1, 3))}, SIGMA),
+        (parameters(), 0.0),
+    ],
+    ids=["no parameter", "not a number", "beyond sums of squares", "one step", "no noise claimed"],
+)
 def test_parameters_that_show_nothing_are_refused(values, sigma):
     with pytest.raises(Refused, match="audit_"):
-        noise_of_parameters(values, sigma, false_alarm_rate=ALARM)
+        noise_tests(values, sigma, false_alarm_rate=ALARM)

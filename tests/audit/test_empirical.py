@@ -44,6 +44,12 @@ def shouting(network, data, method, work, dp, *, secret, progress=None, canaries
     return {}
 
 
+def shouting_and_telling(*given, progress=None, **named):
+    for done in range(given[3].steps if progress else 0):
+        progress(done + 1)
+    return shouting(*given, **named)
+
+
 def test_an_honest_trainer_is_not_flagged(honest):
     assert honest.flags == ()
     assert (honest.canaries, honest.steps, honest.neighbours.patients) == (CANARIES, STEPS, PATIENTS)
@@ -87,7 +93,7 @@ def test_a_bound_flags_only_beyond_the_claim(data):
 
 def test_each_step_and_each_patient_is_told(data):
     told = []
-    audited(data, progress=lambda *what: told.append(what))
+    audited(data, shouting_and_telling, progress=lambda *what: told.append(what))
     steps = [("canaries", done, STEPS) for done in range(1, STEPS + 1)]
     assert told == [*steps, *(("neighbours", done, PATIENTS) for done in range(1, PATIENTS + 1))]
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multimix.audit.observation import FEWEST_CANARIES, Subject, audit_secret, observe
+from multimix.audit.observation import FEWEST_CANARIES, Subject, audit_secret, observe, observe_nobody
 from multimix.data.sampling import Pools
 from multimix.errors import Refused
 from multimix.network import new_network
@@ -115,6 +115,46 @@ def test_who_is_in_a_step_is_read_right_where_not_all_tasks_are_taught(data):
     seen = observe(subject, canaries=CANARIES, seed=SEED)
     noise = np.stack([noise_of(gradient, step) for step, gradient in enumerate(spy.gradients)])
     np.testing.assert_allclose(seen.values - noise, seen.sampled, rtol=0, atol=1e-13)
+
+
+# --- what is seen with nobody there
+
+
+def test_steps_with_nobody_in_them_are_the_noise_of_the_secret_on_every_parameter(data):
+    subject = Subject(train_privately, network, data, PRIVATE_METHOD, NOISE, STEPS + 3)
+    found = observe_nobody(subject, canaries=CANARIES, seed=SEED)
+    assert {len(values) for values in found.values()} == {4}
+    assert found[AUDIT_HEAD].shape == (4, CANARIES)
+    for step in range(4):
+        row = np.concatenate([values[step].ravel() for values in found.values()])
+        expected = NOISE.noise_multiplier * SecretStream(audit_secret(SEED)).normals("noise", step, len(row))
+        np.testing.assert_allclose(row, expected, rtol=1e-13)
+
+
+def test_of_a_run_of_two_steps_two_are_seen_with_nobody(data):
+    subject = Subject(train_privately, network, data, PRIVATE_METHOD, NOISE, 2)
+    assert len(observe_nobody(subject, canaries=CANARIES, seed=SEED)[AUDIT_HEAD]) == 2
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        [],
+        [{AUDIT_HEAD: (3,)}] * (STEPS - 1),
+        [{"weight": (3,)}] * STEPS,
+        [{AUDIT_HEAD: (3,), "weight": (2,)}] * (STEPS - 1) + [{AUDIT_HEAD: (3,)}],
+        [{AUDIT_HEAD: (3,)}] * (STEPS - 1) + [{AUDIT_HEAD: (4,)}],
+    ],
+    ids=["no step", "a step less", "no audit head", "a parameter less", "another shape"],
+)
+def test_steps_with_nobody_that_are_not_shown_whole_are_refused(data, shown):
+    def train(*given, watch, **named):
+        for step, shapes in enumerate(shown):
+            watch(step, {name: torch.zeros(shape) for name, shape in shapes.items()})
+        return {}
+
+    with pytest.raises(Refused, match="audit_not_watched"):
+        observe_nobody(Subject(train, network, data, PRIVATE_METHOD, NOISE, STEPS), canaries=CANARIES, seed=SEED)
 
 
 # --- what stays

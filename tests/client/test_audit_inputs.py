@@ -1,6 +1,7 @@
 """`multimix-audit verify` and `recompute`: what an officer gives them, what they answer, and in which words they fail."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -262,3 +263,11 @@ def test_words_that_people_wrote_in_a_ledger_are_not_repeated(ledger):
 
 def test_a_delta_that_is_not_priced_is_told(ledger):
     assert_refused("delta_out_of_range", "recompute", ledger, "--delta", 0.9)
+
+
+@pytest.mark.parametrize(
+    "made", [os.mkfifo, lambda file: file.write_bytes(b"x" * 70_000 + b"\n")], ids=["pipe", "line"]
+)
+def test_what_no_site_writes_is_refused_before_it_is_read(made, tmp_path):
+    made(tmp_path / FILE)
+    assert_refused("ledger_unreadable", "recompute", tmp_path)
