@@ -6,7 +6,7 @@ import time
 from multimix.audit.empirical import audit
 from multimix.audit.observation import Subject
 from multimix.audit.recompute import recompute
-from multimix.audit.verify import verify_ledger
+from multimix.audit.verification.verify import verify_ledger
 from multimix.batches import TrainingData
 from multimix.config import preset
 from multimix.contract.privacy import PatientPrivacy

@@ -24,7 +24,7 @@ from client.console import discreet
 from client.intake.cli import JsonOption
 from client.remedies import explained
 from multimix.audit.recompute import RecomputeError, recompute
-from multimix.audit.verify import verify_ledger
+from multimix.audit.verification.verify import verify_ledger
 from multimix.errors import SiteError
 
 app = typer.Typer(

@@ -6,8 +6,8 @@ from datetime import datetime
 from pydantic import JsonValue
 
 from client.audit.results import Results
-from multimix.audit.evidence import build_evidence, entries_in
-from multimix.audit.evidence_records import Evidence, Keys
+from multimix.audit.evidence.build import build_evidence, entries_in
+from multimix.audit.evidence.records import Evidence, Keys
 from multimix.contract.heads import HeadRecord
 from multimix.contract.privacy import Countersignature
 from multimix.errors import Refused, SiteError

@@ -62,8 +62,8 @@ def report(
     with discreet(), explained(), explained_audit():
         from client.audit.evidence import evidence_of, statement_of_ledger  # noqa: PLC0415  (imports torch)
         from client.audit.results import Results  # noqa: PLC0415  (as above)
-        from multimix.audit.bundle import write_bundle  # noqa: PLC0415  (as above)
-        from multimix.audit.evidence_records import Keys  # noqa: PLC0415  (as above)
+        from multimix.audit.evidence.bundle import write_bundle  # noqa: PLC0415  (as above)
+        from multimix.audit.evidence.records import Keys  # noqa: PLC0415  (as above)
 
         signer, raw, records = read_key(sign), read_ledger_bytes(ledger), read_heads(heads)
         keys = Keys(
@@ -110,7 +110,7 @@ def check(
     Exit codes: 0 it holds, 3 it does not, 2 it cannot be read.
     """
     with discreet(), explained(), explained_audit():
-        from multimix.audit.bundle import check_bundle  # noqa: PLC0415  (imports torch)
+        from multimix.audit.evidence.bundle import check_bundle  # noqa: PLC0415  (imports torch)
         from multimix.privacy.accountant import price  # noqa: PLC0415  (as above)
 
         found = check_bundle(bundle, optional_key(signer), price=price)

@@ -9,9 +9,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from multimix.audit.attacks import MembershipResult
 from multimix.audit.empirical import EmpiricalResult
-from multimix.audit.evidence_records import canonical
-from multimix.audit.order import same_key
+from multimix.audit.evidence.records import canonical
 from multimix.audit.replay import Replayed
+from multimix.audit.verification.order import same_key
 from multimix.config import Frozen
 from multimix.contract.privacy import Base64
 from multimix.errors import SiteError

@@ -80,7 +80,7 @@ def empirical(
         from client.audit.empirical import attacked, audited, target_of  # noqa: PLC0415  (imports torch)
         from client.audit.results import as_plain  # noqa: PLC0415  (as above)
         from client.audit.subjects import audited_site  # noqa: PLC0415  (as above)
-        from multimix.audit.evidence_records import canonical  # noqa: PLC0415  (as above)
+        from multimix.audit.evidence.records import canonical  # noqa: PLC0415  (as above)
 
         chosen = audited_site(site, run, name=name, data=data, cache=cache, coordinator=coordinator)
         results = _begun(folder, chosen.read_ledger().entries)
@@ -132,7 +132,7 @@ def replay(
         from client.audit.replay import replay as replay_round  # noqa: PLC0415  (imports torch)
         from client.audit.results import as_plain, replay_name  # noqa: PLC0415  (as above)
         from client.audit.subjects import audited_site  # noqa: PLC0415  (as above)
-        from multimix.audit.evidence_records import canonical  # noqa: PLC0415  (as above)
+        from multimix.audit.evidence.records import canonical  # noqa: PLC0415  (as above)
 
         chosen = audited_site(site, run, name=name, data=data, cache=cache, coordinator=coordinator, officer=officer)
         entries = chosen.read_ledger().entries

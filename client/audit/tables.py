@@ -8,10 +8,10 @@ from client.console import out, table
 if TYPE_CHECKING:  # some import torch
     from multimix.audit.attacks import MembershipResult
     from multimix.audit.empirical import EmpiricalResult
-    from multimix.audit.evidence_records import Judgement
+    from multimix.audit.evidence.records import Judgement
     from multimix.audit.recompute import Recomputation, Row
     from multimix.audit.replay import Replayed
-    from multimix.audit.verify import Verification
+    from multimix.audit.verification.verify import Verification
 
 MOST_ROWS: Final = 40  # of a table; --json has all
 

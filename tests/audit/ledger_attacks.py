@@ -13,7 +13,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from scipy.interpolate import PchipInterpolator
 
-from multimix.audit.verify import verify_ledger
+from multimix.audit.verification.verify import verify_ledger
 from multimix.contract.heads import HeadRecord
 from multimix.contract.privacy import EMPTY_HEAD, Extension, LedgerHead, PatientPrivacy, chained, countersign
 from multimix.contract.signing import public_text

@@ -8,8 +8,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from multimix.audit.attacks import Attack, MembershipResult
 from multimix.audit.empirical import Bound, EmpiricalResult, NeighbourResult, Test
-from multimix.audit.evidence import build_evidence, entries_in
-from multimix.audit.evidence_records import Evidence, Keys
+from multimix.audit.evidence.build import build_evidence, entries_in
+from multimix.audit.evidence.records import Evidence, Keys
 from multimix.audit.recompute import recompute
 from multimix.audit.replay import Replayed
 from multimix.contract.signing import public_text

@@ -16,25 +16,13 @@ from client import envelopes
 from client.audit import cli, sites
 from client.audit import replay as client_replay
 from client.intake import pinned
-from multimix.audit import (
-    bookkeeping,
-    bundle,
-    claims,
-    countersigned,
-    decisions,
-    direct_tests,
-    evidence,
-    evidence_records,
-    lines,
-    membership,
-    order,
-    recompute,
-    rederived,
-)
+from multimix.audit import direct_tests, membership, recompute
 from multimix.audit import replay as audit_replay
 from multimix.audit.empirical import Bound
-from multimix.audit.evidence_words import METHODS
+from multimix.audit.evidence import build, bundle, records, rederived
+from multimix.audit.evidence.words import METHODS
 from multimix.audit.replay import NOT_REPLAYABLE, verdict_of
+from multimix.audit.verification import bookkeeping, claims, countersigned, decisions, lines, order
 from multimix.privacy import dp_sgd, training
 from multimix.privacy.reservations import Reservations
 
@@ -112,7 +100,7 @@ def of_check() -> set[str]:
     made = [node.elt for node in nodes if isinstance(node, ast.ListComp)]
     added = [call for each in (bundle, rederived) for call in calls(each, "append")]
     named = {reason for reason in strings(*listed, *made, *added) if REASON.fullmatch(reason)}
-    readers = (evidence_records, evidence, membership.permitted_tpr, membership._require_guarantee)
+    readers = (records, build, membership.permitted_tpr, membership._require_guarantee)
     unreadable = set().union(*(first_arguments(each, "InputError") for each in readers))
     derived = {f"{name}_differs" for name in rederived._DERIVED}
     return (named | unreadable | derived) - {"key_unusable"}  # of a key in the evidence: it tells `evidence_unreadable`

@@ -5,11 +5,11 @@ import stat
 
 import pytest
 
-from multimix.audit import bundle as bundles
-from multimix.audit.bundle import check_bundle, write_bundle
-from multimix.audit.evidence_page import as_html
-from multimix.audit.evidence_records import Evidence, evidence_json, read_evidence
-from multimix.audit.rederived import differences
+from multimix.audit.evidence import bundle as bundles
+from multimix.audit.evidence.bundle import check_bundle, write_bundle
+from multimix.audit.evidence.page import as_html
+from multimix.audit.evidence.records import Evidence, evidence_json, read_evidence
+from multimix.audit.evidence.rederived import differences
 from multimix.contract.signing import public_text
 from multimix.errors import InputError
 from multimix.privacy.ledger import create_ledger, open_ledger

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from multimix.audit.direct_tests import NUMBER_OF_TESTS
 from multimix.audit.estimators import Guesses, fdp_gaussian_epsilon
-from multimix.audit.evidence import software_versions
-from multimix.audit.evidence_figures import figures_of, lifetime_of, relied_on
-from multimix.audit.evidence_records import canonical, evidence_json, read_evidence
-from multimix.audit.evidence_replays import executed, reproduced
-from multimix.audit.evidence_verdict import judge
+from multimix.audit.evidence.build import software_versions
+from multimix.audit.evidence.figures import figures_of, lifetime_of, relied_on
+from multimix.audit.evidence.records import canonical, evidence_json, read_evidence
+from multimix.audit.evidence.replays import executed, reproduced
+from multimix.audit.evidence.verdict import judge
 from multimix.audit.membership import permitted_tpr
 from multimix.errors import InputError
 from tests.audit import sample_evidence as audit

@@ -6,10 +6,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from multimix.audit import evidence_words as words
-from multimix.audit.evidence_page import as_html
-from multimix.audit.evidence_sections import sections_of
-from multimix.audit.evidence_words import can_rely, cannot_rely
+from multimix.audit.evidence import words
+from multimix.audit.evidence.page import as_html
+from multimix.audit.evidence.sections import sections_of
+from multimix.audit.evidence.words import can_rely, cannot_rely
 from multimix.contract.signing import public_text
 from multimix.privacy.ledger import create_ledger, open_ledger
 from multimix.privacy.officer import decide

@@ -24,7 +24,7 @@ from multimix.audit.empirical import EmpiricalResult, audit
 from multimix.audit.observation import Subject
 from multimix.audit.recompute import recompute
 from multimix.audit.replay import replayable
-from multimix.audit.verify import verify_ledger
+from multimix.audit.verification.verify import verify_ledger
 from multimix.contract.messages import LocalWork
 from multimix.contract.signing import public_text
 from multimix.data.hospitals import Hospital

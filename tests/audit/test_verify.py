@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from multimix.audit.verify import verify_ledger
+from multimix.audit.verification.verify import verify_ledger
 from multimix.contract.privacy import EMPTY_HEAD, LedgerHead, chained
 from multimix.contract.signing import public_text
 from multimix.errors import InputError

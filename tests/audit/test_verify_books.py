@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multimix.audit.verify import verify_ledger
+from multimix.audit.verification.verify import verify_ledger
 from multimix.contract.privacy import EMPTY_HEAD, chained
 from multimix.contract.signing import public_text
 from multimix.privacy.entries import Officer, officer_text

@@ -2,7 +2,7 @@
 
 import pytest
 
-from multimix.audit.verify import verify_ledger
+from multimix.audit.verification.verify import verify_ledger
 from multimix.contract.heads import HeadLines, head_records
 from multimix.contract.privacy import Extension, LedgerHead
 from multimix.contract.signing import public_text

@@ -422,7 +422,7 @@ def test_a_purge_that_is_not_confirmed_removes_nothing(site, key):
 
 
 def test_every_reason_that_ledger_officer_and_accountants_can_raise_has_a_remedy():
-    audits = [*(ROOT / "multimix" / "audit").glob("*.py"), *(ROOT / "client" / "audit").glob("s*.py")]
+    audits = [*(ROOT / "multimix" / "audit").rglob("*.py"), *(ROOT / "client" / "audit").glob("s*.py")]
     files = [ROOT / "client" / "books.py", *(ROOT / "multimix" / "privacy").glob("*.py"), *audits]
     not_ours = {"central.py", "dp_sgd.py", "training.py", "noise.py"}  # of a training, not of a command
     texts = [file.read_text() for file in files if file.name not in not_ours]

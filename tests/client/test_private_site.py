@@ -508,7 +508,9 @@ def test_a_crash_in_training_stays_spent_and_the_retry_draws_the_same_noise(hosp
     secret = Reservations(ledger).secret_of(reserved)
     network = load_into(MultiMixNetwork(PRIVATE_METHOD.network), PRIVATE_WEIGHTS)
     plan = private_plan()
-    alone = train_privately(network, private_data(hospital, restarted.store, plan), plan.method, plan.work, DP, secret=secret)
+    alone = train_privately(
+        network, private_data(hospital, restarted.store, plan), plan.method, plan.work, DP, secret=secret
+    )
     assert {name: value.tobytes() for name, value in alone.items()} == sent(answer)
 
 

@@ -22,9 +22,9 @@ import torch
 
 import client.site
 from client.books import Books
+from client.envelopes import pack
 from client.policy import SitePolicy
 from client.population import PopulationSettings
-from client.envelopes import pack
 from client.site import LocalSite
 from multimix.batches import TrainingData
 from multimix.config import MethodConfig, preset

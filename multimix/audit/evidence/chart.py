@@ -11,8 +11,8 @@ from typing import Final
 
 from markupsafe import Markup
 
-from multimix.audit.evidence_figures import Figure
-from multimix.audit.evidence_records import Evidence
+from multimix.audit.evidence.figures import Figure
+from multimix.audit.evidence.records import Evidence
 from multimix.audit.recompute import Row
 from multimix.bars import scale
 

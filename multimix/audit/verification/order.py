@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from multimix.audit.findings import Finding, violation
-from multimix.audit.lines import Row
+from multimix.audit.verification.findings import Finding, violation
+from multimix.audit.verification.lines import Row
 from multimix.contract.privacy import EMPTY_HEAD, chained
 from multimix.privacy.entries import Entry, Genesis
 

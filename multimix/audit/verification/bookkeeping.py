@@ -7,7 +7,7 @@ each reservation, rounds that go forward, a plan that is bound to one job, round
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from multimix.audit.findings import Finding, notice, violation
+from multimix.audit.verification.findings import Finding, notice, violation
 from multimix.privacy.entries import Binding, Commit, Entry, Evaluation, NonPrivate, Reservation
 
 

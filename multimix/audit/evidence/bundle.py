@@ -20,10 +20,10 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 
-from multimix.audit.evidence import heads_about
-from multimix.audit.evidence_page import as_html
-from multimix.audit.evidence_records import Evidence, canonical, evidence_json, read_evidence
-from multimix.audit.rederived import Difference, differences
+from multimix.audit.evidence.build import heads_about
+from multimix.audit.evidence.page import as_html
+from multimix.audit.evidence.records import Evidence, canonical, evidence_json, read_evidence
+from multimix.audit.evidence.rederived import Difference, differences
 from multimix.config import Frozen
 from multimix.contract.heads import HeadRecord
 from multimix.contract.privacy import Base64, Sha256

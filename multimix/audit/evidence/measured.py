@@ -2,10 +2,10 @@
 
 from typing import Final
 
-from multimix.audit import evidence_words as words
 from multimix.audit.attacks import MembershipResult
 from multimix.audit.empirical import Bound, EmpiricalResult, NeighbourResult
-from multimix.audit.evidence_flags import (
+from multimix.audit.evidence import words
+from multimix.audit.evidence.flags import (
     beats_claim,
     bound_flagged,
     effect_within,
@@ -14,9 +14,9 @@ from multimix.audit.evidence_flags import (
     leakage_within,
     neighbours_flagged,
 )
-from multimix.audit.evidence_records import Evidence
-from multimix.audit.evidence_replays import are_entered, worst_verdict
-from multimix.audit.evidence_tables import DASH, Section, bounded, priced, table
+from multimix.audit.evidence.records import Evidence
+from multimix.audit.evidence.replays import are_entered, worst_verdict
+from multimix.audit.evidence.tables import DASH, Section, bounded, priced, table
 from multimix.audit.membership import permitted_auc, permitted_tpr
 from multimix.privacy.statement_sections import Code, upwards
 

@@ -15,13 +15,13 @@ from pydantic import AwareDatetime, JsonValue
 
 from multimix.audit.attacks import MembershipResult
 from multimix.audit.empirical import EmpiricalResult
-from multimix.audit.evidence_flags import coarse
-from multimix.audit.evidence_records import Evidence, Judgement, Keys, RunFacts, canonical
-from multimix.audit.evidence_verdict import judge
-from multimix.audit.order import same_key
+from multimix.audit.evidence.flags import coarse
+from multimix.audit.evidence.records import Evidence, Judgement, Keys, RunFacts, canonical
+from multimix.audit.evidence.verdict import judge
 from multimix.audit.recompute import Recomputation, RecomputeError, recompute
 from multimix.audit.replay import Replayed
-from multimix.audit.verify import Verification, verify_ledger
+from multimix.audit.verification.order import same_key
+from multimix.audit.verification.verify import Verification, verify_ledger
 from multimix.contract.heads import HeadRecord
 from multimix.errors import InputError
 from multimix.privacy.entries import Commit, Entry, Evaluation, NonPrivate, Officer, Refusal, Reservation, Tuning

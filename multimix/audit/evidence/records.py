@@ -1,7 +1,7 @@
 """What an evidence bundle holds: frozen records that go to one JSON text and back.
 
-Everything that follows from the ledger is derived again when a bundle is checked (`multimix.audit.bundle`); the rest is
-what the auditor measured. An epsilon without bound is the word "infinity", never blank.
+Everything that follows from the ledger is derived again when a bundle is checked (`bundle.py`); the rest is what the
+auditor measured. An epsilon without bound is the word "infinity", never blank.
 """
 
 import json
@@ -14,7 +14,7 @@ from multimix.audit.attacks import MembershipResult
 from multimix.audit.empirical import EmpiricalResult
 from multimix.audit.recompute import Recomputation
 from multimix.audit.replay import Replayed
-from multimix.audit.verify import Verification
+from multimix.audit.verification.verify import Verification
 from multimix.config import Frozen
 from multimix.contract.privacy import Base64, PatientPrivacy, Sha256
 from multimix.errors import InputError

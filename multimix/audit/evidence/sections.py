@@ -3,11 +3,10 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from multimix.audit import evidence_measured as measured
-from multimix.audit import evidence_words as words
-from multimix.audit.evidence_figures import Figure, figures_of
-from multimix.audit.evidence_records import Evidence, RunFacts
-from multimix.audit.evidence_tables import DASH, Section, bounded, priced, table
+from multimix.audit.evidence import measured, words
+from multimix.audit.evidence.figures import Figure, figures_of
+from multimix.audit.evidence.records import Evidence, RunFacts
+from multimix.audit.evidence.tables import DASH, Section, bounded, priced, table
 from multimix.audit.recompute import Bracket, Recomputation, Row
 from multimix.privacy.entries import Entry, Evaluation, Officer, Refusal, Tuning
 from multimix.privacy.statement_sections import Code, moment, upwards

@@ -8,10 +8,10 @@ import math
 from collections.abc import Iterator
 from typing import Final
 
-from multimix.audit.evidence_figures import relied_on, same_steps
-from multimix.audit.evidence_records import Evidence, Word
-from multimix.audit.evidence_replays import reproduced
-from multimix.audit.evidence_verdict import many
+from multimix.audit.evidence.figures import relied_on, same_steps
+from multimix.audit.evidence.records import Evidence, Word
+from multimix.audit.evidence.replays import reproduced
+from multimix.audit.evidence.verdict import many
 from multimix.privacy.statement_sections import upwards
 
 _CONSISTENT: Final = (

@@ -14,19 +14,19 @@ from contextlib import contextmanager
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import AwareDatetime
 
-from multimix.audit.bookkeeping import (
+from multimix.audit.verification.bookkeeping import (
     answer_findings,
     open_reservations,
     plan_findings,
     round_findings,
     secret_findings,
 )
-from multimix.audit.claims import claim_findings
-from multimix.audit.countersigned import Truncation, head_of, held_against
-from multimix.audit.decisions import officer_findings
-from multimix.audit.findings import Finding
-from multimix.audit.lines import Row, form_findings, rows_of, tail_findings
-from multimix.audit.order import genesis_findings, genesis_of, order_findings
+from multimix.audit.verification.claims import claim_findings
+from multimix.audit.verification.countersigned import Truncation, head_of, held_against
+from multimix.audit.verification.decisions import officer_findings
+from multimix.audit.verification.findings import Finding
+from multimix.audit.verification.lines import Row, form_findings, rows_of, tail_findings
+from multimix.audit.verification.order import genesis_findings, genesis_of, order_findings
 from multimix.config import Frozen
 from multimix.contract.heads import HeadRecord
 from multimix.contract.privacy import LedgerHead

@@ -6,7 +6,7 @@ An entry under another key, or lifted from another ledger or place, decides noth
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from multimix.audit.findings import Finding, notice, violation
+from multimix.audit.verification.findings import Finding, notice, violation
 from multimix.privacy.entries import Entry, Genesis, NonPrivate, Officer, OfficerAction, Reservation
 from multimix.privacy.officer import signed_by_officer
 

@@ -12,8 +12,8 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import ValidationError
 
-from multimix.audit.findings import Finding, notice, violation
-from multimix.audit.signatures import checking
+from multimix.audit.verification.findings import Finding, notice, violation
+from multimix.audit.verification.signatures import checking
 from multimix.privacy.chain import Sealed
 from multimix.privacy.entries import Entry
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from multimix.audit.evidence import build_evidence, entries_in
-from multimix.audit.evidence_records import Evidence
+from multimix.audit.evidence.build import build_evidence, entries_in
+from multimix.audit.evidence.records import Evidence
 from multimix.contract.heads import HeadRecord
 from multimix.errors import InputError, Refused
 from multimix.privacy.statement import build_statement

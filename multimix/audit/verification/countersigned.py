@@ -10,9 +10,9 @@ from typing import Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from multimix.audit.findings import Finding, notice, violation
-from multimix.audit.lines import Row
-from multimix.audit.order import same_key
+from multimix.audit.verification.findings import Finding, notice, violation
+from multimix.audit.verification.lines import Row
+from multimix.audit.verification.order import same_key
 from multimix.contract.heads import HeadRecord, SiteHeads
 from multimix.contract.privacy import EMPTY_HEAD, LedgerHead, chained
 

@@ -7,7 +7,7 @@ a replay counts only for an answered reservation of this ledger under the run an
 from collections.abc import Iterator
 from typing import Final
 
-from multimix.audit.evidence_records import Evidence
+from multimix.audit.evidence.records import Evidence
 from multimix.audit.replay import Replayed, Verdict, verdict_of
 
 MOST_TOLERANCE: Final = 1e-3  # of an update; what is told in less noise than this hides below a larger one

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from multimix.audit.empirical import EmpiricalResult
-from multimix.audit.evidence_figures import same_steps
-from multimix.audit.evidence_flags import (
+from multimix.audit.evidence.figures import same_steps
+from multimix.audit.evidence.flags import (
     beats_claim,
     bound_flagged,
     flag_in_words,
@@ -19,8 +19,8 @@ from multimix.audit.evidence_flags import (
     is_above,
     is_lenient,
 )
-from multimix.audit.evidence_records import Evidence, Judgement
-from multimix.audit.evidence_replays import replay_contradictions, replay_gaps
+from multimix.audit.evidence.records import Evidence, Judgement
+from multimix.audit.evidence.replays import replay_contradictions, replay_gaps
 from multimix.privacy.statement_records import Epsilon, Statement
 
 _APART: Final = 0.02  # between two upper bounds, for their meshes alone

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from multimix.audit.findings import Finding, notice, violation
+from multimix.audit.verification.findings import Finding, notice, violation
 from multimix.contract.privacy import MECHANISM
 from multimix.privacy.entries import Entry, NonPrivate, Reservation
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from multimix.audit.empirical import EmpiricalResult
-from multimix.audit.evidence_records import Evidence, RunFacts
+from multimix.audit.evidence.records import Evidence, RunFacts
 from multimix.audit.recompute import Recomputation, Row
 
 

@@ -1,7 +1,7 @@
 """The evidence for a data-protection officer: one self-contained HTML page that fetches nothing and runs no script.
 
-multimix/audit/evidence_sections.py and evidence_measured.py say what stands where, evidence_words.py in which words,
-evidence_chart.py draws, evidence.html.md lays out. Whatever the ledger's texts contain is escaped.
+sections.py and measured.py say what stands where, words.py in which words, chart.py draws, evidence.html.md lays out.
+Whatever the ledger's texts contain is escaped.
 """
 
 from pathlib import Path
@@ -10,13 +10,13 @@ from typing import Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from multimix.audit.evidence_chart import budget_chart, epsilon_chart
-from multimix.audit.evidence_figures import figures_of
-from multimix.audit.evidence_records import Evidence
-from multimix.audit.evidence_replays import executed, reproduced
-from multimix.audit.evidence_sections import sections_of
-from multimix.audit.evidence_verdict import many
-from multimix.audit.evidence_words import VERDICTS, can_rely, cannot_rely, infinite
+from multimix.audit.evidence.chart import budget_chart, epsilon_chart
+from multimix.audit.evidence.figures import figures_of
+from multimix.audit.evidence.records import Evidence
+from multimix.audit.evidence.replays import executed, reproduced
+from multimix.audit.evidence.sections import sections_of
+from multimix.audit.evidence.verdict import many
+from multimix.audit.evidence.words import VERDICTS, can_rely, cannot_rely, infinite
 from multimix.privacy.statement_sections import Code, moment
 
 _UNNAMED: Final = "not named"

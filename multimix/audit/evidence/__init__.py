@@ -1,0 +1,1 @@
+"""The signed bundle of evidence, and its page."""

@@ -1,0 +1,1 @@
+"""What a ledger shows by itself, and held against the heads that the server countersigned."""
