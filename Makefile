@@ -1,5 +1,6 @@
 # Two commands set everything up on a fresh machine: `make run` and `make test`.
 PYTHON ?= python3
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS := 1
@@ -22,8 +23,8 @@ $(VENV)/installed: pyproject.toml
 run: $(VENV)/installed ## Simulate four synthetic hospitals with Flower and write a report.
 	$(BIN)/multimix-sim flower --hold-out phantom-d --rounds 8 --local-steps 20 -c phantom-patients=100 -c title="Four synthetic hospitals"
 
-test: $(VENV)/installed ## Run the tests that take less than 10 minutes.
-	$(BIN)/python -m pytest -q -m "not slow"
+test: $(VENV)/installed ## Run the tests that take less than 10 minutes, in two processes (JOBS=n for more).
+	$(BIN)/python -m pytest -q -m "not slow" --numprocesses $(JOBS) --dist loadfile
 
 test-slow: $(VENV)/installed ## Run the slow tests.
 	$(BIN)/python -m pytest -q -m slow

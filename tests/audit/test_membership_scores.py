@@ -160,6 +160,7 @@ def test_an_untrained_network_gives_nobody_away(coin_store, members):
     assert low < 0.5 < high
 
 
+@pytest.mark.slow
 def test_shadow_models_of_a_real_network_find_its_patients(coin_store, target, members):
     shadows = run_shadows(
         lambda chosen, seed: learnt_by_heart(coin_store, chosen, seed),

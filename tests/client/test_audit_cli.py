@@ -221,6 +221,7 @@ def _as_from_a_terminal():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_130_and_the_next_call_goes_on_from_there(site, out):
     second = reply_of(site, ROUNDS[1])
     reply = second.read_bytes()
