@@ -43,6 +43,7 @@ def test_the_committed_results_keep_the_bounds_that_were_set():
         "step_cpu_ratio_256px": 1.9,
         "store_images_per_s": 8000,
         "intake_second_run_speedup": 20,
+        "audit_flips_detected_fraction": 1.0,
     }
     at_most = {
         "step_gradient_difference": 1e-12,
@@ -56,6 +57,8 @@ def test_the_committed_results_keep_the_bounds_that_were_set():
         "dp_noise_std_error": 0.01,
         "dp_epsilon_accountant_difference": 0.02,
         "ledger_pricing_s_10k": 2.0,
+        "audit_verify_s_100k": 60.0,
+        "audit_empirical_s_2000_64px": 600.0,
     }
     assert {key: results[key] for key in at_least if results[key] < at_least[key]} == {}
     assert {key: results[key] for key in at_most if results[key] > at_most[key]} == {}
