@@ -12,6 +12,7 @@ from client.intake import cli as intake_cli
 from client.intake.cli import HERE, JsonOption, SiteOption
 from client.officer_cli import officer
 from client.settings import new_site, open_site
+from client.units_cli import units
 
 app = typer.Typer(
     help="Prepare a hospital's radiographs for training. Nothing leaves this machine. Research only.",
@@ -43,6 +44,7 @@ app.add_typer(privacy_cli.ledger, name="ledger")
 app.command()(privacy_cli.budget)
 app.command()(privacy_cli.statement)
 app.add_typer(officer, name="officer")
+app.command()(units)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from rich.table import Table
 from multimix.errors import InputError, MultiMixError
 from multimix.files import write_atomically
 from server.heads import FILE, HeadRecord, read_history
+from server.units_cli import units
 
 if TYPE_CHECKING:
     from multimix.privacy.central import SiteLevel
@@ -29,6 +30,8 @@ app = typer.Typer(
 )
 _err = Console(stderr=True)
 _out = Console()
+
+app.command()(units)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
