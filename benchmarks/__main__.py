@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import audit, intake, privacy, site, step, store
+from benchmarks import agent, audit, intake, privacy, site, step, store
 
 RESULTS = Path(__file__).parent / "results.json"
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +34,7 @@ BENCHMARKS: dict[str, Callable[[], float | dict[str, float]]] = {
     "intake": intake.figures,
     "privacy": privacy.figures,
     "audit": audit.figures,
+    "agent": agent.figures,
     "make_run_s": make_run_s,
 }
 

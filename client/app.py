@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -16,8 +17,11 @@ from multimix.contract.records import card_reply, evaluated_reply, read_request,
 from multimix.contract.run_config import Scalar, read_run_config
 from multimix.contract.site import Site
 from multimix.errors import InputError, Refused
+from multimix.version import code_sha256
 
 log = logging.getLogger("multimix.client")
+
+_AGENT_WAIT_S = 120.0  # for an agent that is restarted
 
 app = ClientApp()
 
@@ -43,13 +47,23 @@ def evaluate(message: Message, context: Context) -> Message:
 def site_of(context: Context) -> Site:
     """Return the site behind this node, kept warm in this process between rounds."""
     if "agent-socket" in context.node_config:
-        raise Refused("agent_unavailable", "this version has no site agent yet")
+        return _agent(str(context.node_config["agent-socket"]), context.node_config.get("agent-wait-s", _AGENT_WAIT_S))
     if "partition-id" not in context.node_config:
         raise Refused("site_not_configured", "the node has neither an agent-socket nor a partition-id")
     partition, nodes = context.node_config["partition-id"], context.node_config.get("num-partitions")
     if not (isinstance(partition, int) and isinstance(nodes, int) and 0 <= partition < nodes):
         raise Refused("site_not_configured", "partition-id is none of the num-partitions")
     return _simulated_site(tuple(sorted(context.run_config.items())), partition, nodes)
+
+
+@cache
+def _agent(socket: str, wait_s: object) -> Site:
+    """Return the site behind its agent's socket. The hash of this code goes along as what it is: a claim."""
+    from client.agent.remote import RemoteSite  # noqa: PLC0415  (a simulation needs no gRPC)
+
+    if not isinstance(wait_s, int | float):
+        raise Refused("site_not_configured", "agent-wait-s is no number of seconds")
+    return RemoteSite(Path(socket), code_sha256(), float(wait_s))
 
 
 @cache

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from client import privacy_cli
+from client import connect_cli, join_cli, privacy_cli
+from client.agent import cli as agent_cli
 from client.console import discreet, err, figures, out
 from client.intake import cli as intake_cli
 from client.intake.cli import HERE, JsonOption, SiteOption
@@ -36,6 +37,7 @@ def init(
         out.print(f"made site {name}: fill in site.toml, then run: multimix-site intake FOLDER", highlight=False)
 
 
+join_cli.register(app)
 app.command()(intake_cli.intake)
 app.command()(intake_cli.receive)
 app.add_typer(intake_cli.review, name="review")
@@ -44,6 +46,8 @@ app.add_typer(privacy_cli.ledger, name="ledger")
 app.command()(privacy_cli.budget)
 app.command()(privacy_cli.statement)
 app.add_typer(officer, name="officer")
+agent_cli.register(app)
+connect_cli.register(app)
 app.command()(units)
 
 

@@ -28,6 +28,7 @@ class SitePolicy(Frozen):
     minimum_expected_patients: Annotated[float, Field(ge=1)] = (
         10.0  # of a private step: sampling rate x declared patients
     )
+    approve_jobs: bool = False  # each job waits at the site's agent for `multimix-site approve`
     allowed_jobs: tuple[str, ...] | None = None  # None allows every job of this coordinator
     maximum_steps: Annotated[int, Field(ge=1)] = 100_000
     maximum_images_per_group: Annotated[int, Field(ge=1)] = 512

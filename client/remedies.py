@@ -1,4 +1,4 @@
-"""What a person does about a refusal of the ledger, the officer's key or the accountants.
+"""What a person does about a refusal of the ledger, the officer's key, the accountants or the site agent.
 
 A refusal carries a reason code and numbers only; here the code gets its words. docs/privacy.md says more.
 """
@@ -43,6 +43,20 @@ REMEDIES: Final = MappingProxyType(
         "answered again at no further cost. The agent's log names the error and its place: please report that line.",
         "evaluation_failed": "Evaluation broke off at this site. The agent's log names the error and its place: please "
         "report that line.",
+        "job_not_approved": "The job waits for this hospital's approval: multimix-site approve JOB.",
+        "site_paused": "This site is paused. Take orders again: multimix-site resume.",
+        "site_left": "This site has left the federation. Take part again: multimix-site resume, then approve its jobs.",
+        "site_busy": "Another order ran at that time. Nothing is to be done here.",
+        "cancelled": "The round was ended before it was done: by the site, or by a later round of its job. If privacy "
+        "was reserved for it, that stays spent, and the same order is answered again at no further cost.",
+        "control_unusable": "control.json in the site's folder cannot be read, so nothing is trained. Remove it, then "
+        "approve jobs anew.",
+        "message_too_large": "The model is larger than agent.maximum_weights_mib of site.toml allows.",
+        "request_malformed": "What the connector sent is no order. Check that it runs the same version as the agent.",
+        "protocol_unknown": "The other side speaks another version of the protocol. Update the older one.",
+        "plan_signature": "The order is not signed by the coordinator of site.toml. Check server.coordinator_key "
+        "against the coordinator's kit; if it is right, somebody else gives orders: tell the coordinator.",
+        "agent_unavailable": "The site agent does not answer. Start it: multimix-site agent.",
         "officer_unknown": "This is not the key of the officer whom site.toml names (population.officer_key). Take the "
         "right key file, or have the hospital enter this officer's public key.",
         "population_exposed": "These patients trained without privacy. Further private training needs the officer: "
@@ -107,6 +121,6 @@ def explained() -> Iterator[None]:
 
 
 def remedy_of(refusal: Refused) -> str:
-    """Return what to do, with the refusal's numbers; "" for a reason that is not of ledger, officer or accountants."""
+    """Return what to do, with the refusal's numbers; "" for a reason that has none."""
     remedy = REMEDIES.get(refusal.reason, "")
     return f"{remedy} ({refusal.detail})" if remedy and refusal.detail else remedy

@@ -59,6 +59,16 @@ class ServerSettings(Frozen):
         return _checked_key(text)
 
 
+class AgentSettings(Frozen):
+    """The process that trains: who may ask it, and with what it trains."""
+
+    folder: Path | None = None  # of ledger, log and decisions, where the agent is another user; else the site's folder
+    connector_group: str = ""  # may use the agent's socket, and nothing else; "" is the agent's own group
+    maximum_weights_mib: Annotated[int, Field(ge=1, le=1 << 20)] = 2048  # an order that declares more is not read
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0  # 0: as many as torch takes
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
 class SiteSettings(Frozen):
     """The whole of `site.toml`."""
 
@@ -72,6 +82,7 @@ class SiteSettings(Frozen):
     pacs: Pacs | None = None
     receiver: Receiver | None = None
     server: ServerSettings | None = None
+    agent: AgentSettings = AgentSettings()
     policy: SitePolicy = SitePolicy()
     population: PopulationSettings | None = None
 
@@ -146,7 +157,12 @@ class SiteFolder:
         """The folder of the population's ledger; a relative path counts from the site's folder."""
         population = self.settings.population
         named = population.ledger if population else None
-        return self.path / (named or "ledger")
+        return self.path / named if named else self.agent / "ledger"
+
+    @property
+    def agent(self) -> Path:
+        """What the agent writes; a relative path counts from the site's folder."""
+        return self.path / (self.settings.agent.folder or "")
 
     @property
     def population(self) -> PopulationSettings:
@@ -284,6 +300,13 @@ memory_mib = 2048
 # ca_file = "/etc/multimix/coordinator-ca.pem"
 # coordinator_key = "KEY OF THE KIT"      # who may order training here; Ed25519
 
+# [agent]                                 # `multimix-site agent`, which trains and has no network
+# folder = "/srv/multimix/site-agent"     # of ledger and log, where the agent is another user than intake
+# connector_group = "multimix-connector"  # the group of the user that runs `multimix-site connect`
+# maximum_weights_mib = 2048              # a larger model is refused before it is read
+# threads = 0                             # 0: as many as torch takes
+# device = "auto"                         # or "cpu", "cuda"
+
 # Whose privacy is spent, and how much of it there is: the hospital decides, with its privacy officer.
 # What is declared here is told to the federation: give round numbers, never counts taken from the images.
 # Then run: multimix-site ledger begin
@@ -301,6 +324,7 @@ memory_mib = 2048
 
 [policy]  # what no plan of the coordinator gets past
 minimum_cohort = 10                       # no count of fewer patients leaves
+approve_jobs = true                       # each job waits for: multimix-site approve JOB
 # allow_non_private = false               # true: training without differential privacy, once the officer has signed
 # maximum_clip_norm = 10.0                # a larger bound on one patient's gradient is refused
 # minimum_noise_multiplier = 0.5          # less noise, in units of that bound, is refused

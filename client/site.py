@@ -48,6 +48,8 @@ from multimix.weights import export, load_into
 
 log = logging.getLogger("multimix.client")
 
+Progress = Callable[[int], None]
+
 
 @dataclass
 class LocalSite:
@@ -79,27 +81,32 @@ class LocalSite:
             synthetic=self.synthetic,
         )
 
-    def train(self, signed: SignedPlan, weights: Weights) -> Trained:
-        """Train for one round. Refuses before a pixel is read; a diverged model or an untaught module is never sent."""
+    def train(self, signed: SignedPlan, weights: Weights, *, progress: Progress | None = None) -> Trained:
+        """Train for one round. Refuses before a pixel is read; a diverged model or an untaught module is never sent.
+
+        `progress` is told how many steps are done; a `Refused` that it raises ends the round there.
+        """
         plan = self._verified(signed, kind="train")
         with self._refusals_entered(plan, signed):
             network = self._admitted(plan, signed, weights)
             if self.hospital.role == "held-out":
                 raise Refused("site_held_out")
             if plan.dp is not None:
-                return self._train_privately(plan, signed, network, pack_order(signed, weights))
+                return self._train_privately(plan, signed, network, pack_order(signed, weights), progress)
             if self.books_of is not None:
                 books = self.books_of(plan)
                 with books.opened(signed.countersigned, self.coordinator) as ledger:
                     books.enter_non_private(ledger, self._order(plan, signed))
                     if self._may_evaluate(plan):
                         books.enter_evaluation(ledger, self._order(plan, signed), self.policy.minimum_cohort)
-                    trained = self._train_openly(plan, signed, network)
+                    trained = self._train_openly(plan, signed, network, progress)
                     extension = books.extension(ledger, signed.countersigned)
                 return replace(trained, report=trained.report.model_copy(update={"ledger": extension}))
-            return self._train_openly(plan, signed, network)
+            return self._train_openly(plan, signed, network, progress)
 
-    def _train_privately(self, plan: RoundPlan, signed: SignedPlan, network: MultiMixNetwork, packed: bytes) -> Trained:
+    def _train_privately(
+        self, plan: RoundPlan, signed: SignedPlan, network: MultiMixNetwork, packed: bytes, progress: Progress | None
+    ) -> Trained:
         """Answer with noised weights and the ledger's head, nothing else; the same bytes however often asked."""
         dp, work = plan.dp, plan.work
         if self.books_of is None:
@@ -113,7 +120,7 @@ class LocalSite:
 
         def train(secret: bytes) -> bytes:
             data = private_data(self.hospital, self.store, plan)
-            sent = train_privately(network, data, plan.method, work, dp, secret=secret)
+            sent = train_privately(network, data, plan.method, work, dp, secret=secret, progress=progress)
             _check_finite(sent)
             return pack(Trained(private_report(self.hospital.name, plan, signed, sent), sent))
 
@@ -122,14 +129,17 @@ class LocalSite:
             extension = books.extension(ledger, signed.countersigned)
         return replace(trained, report=trained.report.model_copy(update={"ledger": extension}))
 
-    def _train_openly(self, plan: RoundPlan, signed: SignedPlan, network: MultiMixNetwork) -> Trained:
+    def _train_openly(
+        self, plan: RoundPlan, signed: SignedPlan, network: MultiMixNetwork, progress: Progress | None
+    ) -> Trained:
         """Train without differential privacy."""
         if plan.work is None:
             raise Refused("plan_incomplete")
         started = time.perf_counter()
         evaluation = self._evaluation(plan, signed, network) if self._may_evaluate(plan) else None
         evaluated = time.perf_counter()
-        outcome = train(network, self._training_data(plan), plan.method, plan.work, seed=plan.seed)
+        data = self._training_data(plan)
+        outcome = train(network, data, plan.method, plan.work, seed=plan.seed, progress=progress)
         trained = export(network)
         _check_finite(trained)
         sent = taught_arrays(trained, outcome.teachers)

@@ -39,13 +39,15 @@ def units(  # noqa: PLR0917  (typer)
     Exit codes: 0 written, 2 no site here, or a value that cannot be used.
     """
     with discreet():
-        folder = open_site(site).path.resolve()
+        opened = open_site(site)
+        folder, settings = opened.path.resolve(), opened.settings
         if not _USER.fullmatch(user):
             raise SiteError("user_name", "A user's name is of small letters, digits, - and _, at most 31.")
         _check_address(pacs)
+        agent = _beside(folder, agent_folder or settings.agent.folder, "agent")
         values = {
             "site": folder,
-            "agent": _beside(folder, agent_folder, "agent"),
+            "agent": agent,
             "connector": _beside(folder, connector_folder, "connector"),
             "socket": "/run/multimix/agent.sock",
             "socket_folder": "/run/multimix",
@@ -60,6 +62,9 @@ def units(  # noqa: PLR0917  (typer)
         }
         for path in fill_in(TEMPLATES, out_folder, values):
             out.print(f"written: {path.name}", highlight=False)
+        if (settings.agent.folder, settings.agent.connector_group) != (agent, f"{user}-connector"):
+            lines = f'[agent]\nfolder = "{agent}"\nconnector_group = "{user}-connector"'
+            out.print(f"Set in site.toml, and move an existing ledger there:\n{lines}", markup=False, highlight=False)
 
 
 def connector_packages() -> list[str]:

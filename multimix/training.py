@@ -108,7 +108,10 @@ def train(
     seed: int,
     progress: Callable[[int], None] | None = None,
 ) -> Training:
-    """Train the network in place for `work.steps` steps and return what was done."""
+    """Train the network in place for `work.steps` steps and return what was done.
+
+    `progress` is told how many steps are done, after each; what it raises ends the training there.
+    """
     device = next(network.parameters()).device
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     anchors = [parameter.detach().clone() for parameter in parameters]

@@ -13,7 +13,9 @@ from rich.table import Table
 
 from multimix.errors import InputError, MultiMixError
 from multimix.files import write_atomically
+from server import run_cli
 from server.heads import FILE, HeadRecord, read_history
+from server.provision import cli as provision_cli
 from server.units_cli import units
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ app = typer.Typer(
 _err = Console(stderr=True)
 _out = Console()
 
+provision_cli.register(app)
+run_cli.register(app)
 app.command()(units)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -21,20 +22,27 @@ from multimix.network import new_network
 from multimix.weights import export, load_model, save_model
 from server.checkpoint import FILE, JobState, read_checkpoint, write_checkpoint
 from server.convention import choose_convention, federated_mean_mask
+from server.exchange import Post
 from server.federation import Federation, describe
 from server.heads import FILE as HEADS
 from server.heads import Heads
+from server.live import Live
 from server.local_only import train_alone
 from server.log import log
 from server.model_card import model_card, write_model_card
 from server.private_plan import budgets_are_spent, with_privacy
+from server.production import Production, connected, with_newcomers
 from server.publish import assemble, publish, write_pictures
 from server.results import Results, RoundResult, SiteRound, unwritable
 from server.rounds import Orders, check_federation, evaluate_everywhere, quorum_of, train_round
 
+if TYPE_CHECKING:
+    from server.grid import NetworkGrid
+
 # Settings that may differ between the parts of a resumed run: none enters a training plan, and with data moved
 # elsewhere the sites' fingerprints must still be the same.
 _FREE = {"out", "resume", "title", "deadline_s", "cache", "pictures", "data", "quorum", "dp_accept"}
+MODEL = "model.safetensors"
 Licences = dict[str, tuple[str, ...]]
 
 
@@ -46,6 +54,19 @@ class Job:
     folder: Path
     key: Ed25519PrivateKey
     licences: Licences
+    production: Production | None = None  # none in a simulation
+
+    @property
+    def runs(self) -> Path | None:
+        """The folder of all runs of a federation."""
+        return self.folder.parent if self.production else None
+
+    @property
+    def heads(self) -> Path:
+        """The record of countersigned heads: of the federation, else of this run."""
+        if self.production is not None:
+            return self.production.heads
+        return Path(self.config.heads) if self.config.heads else self.folder / HEADS
 
 
 def config_sha256(config: RunConfig) -> str:
@@ -63,9 +84,31 @@ def run_job(grid: Grid, job: Job, *, after_round: Callable[[JobState], None] = l
     """
     config, folder = job.config, job.folder
     resumed = _resumed(config, folder)
-    federation = describe(grid, at_least=config.quorum, deadline_s=config.deadline_s)
-    check_federation(federation, config)
-    state, weights = _continued(*resumed, federation) if resumed else _first(config, federation)
+    post = Post(cast("NetworkGrid", grid), job.production.roster) if job.production else None
+    with Live(folder, config, post) as live:
+        federation = _present(grid, post, config, resumed)
+        live.federation = federation
+        check_federation(federation, config)
+        state, weights = _continued(*resumed, federation) if resumed else _first(job, federation)
+        return _run(job, live, federation, state, weights, after_round=after_round)
+
+
+def _present(grid: Grid, post: Post | None, config: RunConfig, resumed: tuple[JobState, Weights] | None) -> Federation:
+    if post is None:
+        return describe(grid, at_least=config.quorum, deadline_s=config.deadline_s)
+    return connected(grid, post, config, resumed[0] if resumed else None)
+
+
+def _run(
+    job: Job,
+    live: Live,
+    federation: Federation,
+    state: JobState,
+    weights: Weights,
+    *,
+    after_round: Callable[[JobState], None],
+) -> Results:
+    config, folder = job.config, job.folder
     state = with_privacy(config, state, weights)
     orders = Orders(
         job_id=state.job_id,
@@ -74,14 +117,16 @@ def run_job(grid: Grid, job: Job, *, after_round: Callable[[JobState], None] = l
         mask_convention=state.mask_convention,
         mean_mask=federated_mean_mask(state.cards, state.mask_convention),
         privacy=state.privacy,
-        heads=Heads(Path(config.heads) if config.heads else folder / HEADS),
+        heads=Heads(job.heads),
         site_level=state.site_level,
     )
     _announce(state, config, federation)
     write_checkpoint(folder, state, weights)
     try:
-        state, weights = _train(federation, orders, job, state, weights, after_round=after_round)
+        orders, state, weights = _train(federation, orders, job, state, weights, live=live, after_round=after_round)
+        live.begin("comparing" if config.compare_local else "scoring", state)
         state = _compare_local(federation, orders, job, state, weights)
+        live.begin("scoring", state)
         return _finish(federation, orders, job, state, weights)
     except BaseException:
         _publish_stopped(job)
@@ -100,8 +145,9 @@ def _resumed(config: RunConfig, folder: Path) -> tuple[JobState, Weights] | None
     return None
 
 
-def _first(config: RunConfig, federation: Federation) -> tuple[JobState, Weights]:
+def _first(job: Job, federation: Federation) -> tuple[JobState, Weights]:
     """Return the state of a new job: no round done, every site that described itself known."""
+    config = job.config
     state = JobState(
         job_id=f"job-{secrets.token_hex(6)}",
         config_sha256=config_sha256(config),
@@ -110,16 +156,19 @@ def _first(config: RunConfig, federation: Federation) -> tuple[JobState, Weights
         mask_convention=choose_convention(federation.cards, config.mask_convention),
         started=datetime.now(UTC).isoformat(),
     )
-    return state, initial_weights(config)
+    return state, initial_weights(config, runs=job.runs)
 
 
-def initial_weights(config: RunConfig) -> Weights:
-    """Return new weights, or those to start from; RunConfigError `start_from` where the model is of another shape."""
+def initial_weights(config: RunConfig, *, runs: Path | None = None) -> Weights:
+    """Return new weights, or those to start from; RunConfigError `start_from` where the model is of another shape.
+
+    With `runs`, `start-from` is the name of a run among them, else a file.
+    """
     network = config.method().network
     fresh = export(new_network(network, config.seed))
     if not config.start_from:
         return fresh
-    given = export(load_model(Path(config.start_from)))
+    given = export(load_model(runs / config.start_from / MODEL if runs else Path(config.start_from)))
     if {name: value.shape for name, value in given.items()} != {name: value.shape for name, value in fresh.items()}:
         raise RunConfigError(
             "start_from", f"{config.start_from} is a network of another shape: give one of this preset, row and width."
@@ -167,11 +216,14 @@ def _train(
     state: JobState,
     weights: Weights,
     *,
+    live: Live,
     after_round: Callable[[JobState], None],
-) -> tuple[JobState, Weights]:
+) -> tuple[Orders, JobState, Weights]:
     config, folder = job.config, job.folder
-    sites = sorted(site for site, card in state.cards.items() if card.role == "train")
     for number in range(state.round + 1, config.rounds + 1 if not state.budget_spent else 0):
+        orders, state = with_newcomers(federation, orders, state, weights)
+        sites = sorted(site for site, card in state.cards.items() if card.role == "train")
+        live.begin("training", state)
         outcome = train_round(federation, orders, weights, number, sites)
         if not outcome.quorum_met and budgets_are_spent(outcome.record):
             state = _with_round(state, outcome.record).model_copy(update={"budget_spent": True})
@@ -194,7 +246,7 @@ def _train(
         state = _timed(state, checkpoint_s=saved - started, report_s=time.perf_counter() - saved)
         _progress(state, config)
         after_round(state)
-    return state, weights
+    return orders, state, weights
 
 
 def _with_round(state: JobState, record: RoundResult) -> JobState:
@@ -252,7 +304,9 @@ def _shown(value: float | None) -> str:
 def _compare_local(federation: Federation, orders: Orders, job: Job, state: JobState, weights: Weights) -> JobState:
     if not job.config.compare_local or state.local_only:
         return state
-    local_only = train_alone(federation, orders, initial_weights(job.config), federation.training_sites())
+    local_only = train_alone(
+        federation, orders, initial_weights(job.config, runs=job.runs), federation.training_sites()
+    )
     state = state.model_copy(update={"local_only": local_only})
     write_checkpoint(job.folder, state, weights)
     return state
@@ -277,7 +331,7 @@ def _finish(federation: Federation, orders: Orders, job: Job, state: JobState, w
 
 
 def _save_model(job: Job, weights: Weights) -> None:
-    path = job.folder / "model.safetensors"
+    path = job.folder / MODEL
     try:
         save_model(path, weights, job.config.method().network, fit=job.config.fit)
     except OSError as error:

@@ -40,6 +40,7 @@ def _rounds(state: JobState, site: str, *, under_way: bool) -> int:
     """Return the rounds that a site may have spent on: all but those it refused beforehand, and one under way."""
     asked = [record.sites[site] for record in state.rounds if site in record.sites]
     refused = sum(answer.state == "refused" and before_training(answer.reason or "") for answer in asked)
+    refused += sum(answer.state == "absent" and answer.reason == "silent" for answer in asked)  # it was sent no order
     return len(asked) - refused + under_way
 
 

@@ -19,13 +19,11 @@ from server.results import RoundResult
 BUDGET_REASONS = ("dp_budget_run", "dp_budget_lifetime")
 # Further refusals that a site decides on plan, policy and ledger alone, before it reads a pixel or reserves anything.
 _BEFORE_TRAINING = {
-    "agent_unavailable",
     "batch_too_large",
     "countersignature_invalid",
     "countersignature_missing",
     "device_unavailable",
     "image_size",
-    "job_not_approved",
     "network_too_wide",
     "non_private_not_signed",
     "plan_signature",
@@ -36,6 +34,8 @@ _BEFORE_TRAINING = {
     "site_not_configured",
     "too_many_steps",
 }
+# Where an order is asked again these may follow a reservation, so a round counts as spent.
+_DECIDED_BY_PEOPLE = {"agent_unavailable", "job_not_approved", "site_busy", "site_left", "site_paused"}
 
 _MODULE_NAMES: tuple[ModuleName, ...] = ("encoder", "classifier", "decoder")
 
@@ -125,7 +125,7 @@ def before_training(reason: str) -> bool:
 
 def is_public(reason: str) -> bool:
     """Whether a reason depends on plan, policy and ledger alone, never on images or on an update."""
-    return before_training(reason) or reason.startswith("ledger_")
+    return before_training(reason) or reason in _DECIDED_BY_PEOPLE or reason.startswith("ledger_")
 
 
 def with_privacy(config: RunConfig, state: JobState, weights: Weights) -> JobState:

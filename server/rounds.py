@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from flwr.app import ConfigRecord, Message, MessageType
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
 from multimix.contract.messages import (
     EvaluateReport,
@@ -44,6 +44,8 @@ from server.heads import Heads
 from server.log import log
 from server.private_plan import is_public, learning
 from server.results import RoundResult, SiteRound, SiteState, Teachers
+
+_HEADER_BYTES = 1024  # of an array, beside its numbers, at most
 
 
 @dataclass(frozen=True)
@@ -202,11 +204,11 @@ def admitted_reply(
     """
     state: SiteState = "absent"
     try:
-        answer = content(reply)
+        answer = content(reply, absent=federation.why_absent(site))
         state = "refused" if REFUSAL in answer.config_records else "rejected"
         update = admit(
             read_reply(answer, TrainReport),
-            unpack_arrays(answer.array_records[ARRAYS]) if ARRAYS in answer.array_records else {},
+            _weights_in(answer, sent),
             card=federation.cards[site],
             job_id=orders.job_id,
             round_number=round_number,
@@ -224,6 +226,20 @@ def admitted_reply(
     if orders.site_level is not None:
         return update, _answered(orders)
     return update, _accepted(update, orders)
+
+
+def _weights_in(answer: RecordDict, sent: Weights) -> Weights:
+    """Unpack a reply's weights; Refused `reply_too_large` before any memory is taken for more than was sent."""
+    if ARRAYS not in answer.array_records:
+        return {}
+    record = answer.array_records[ARRAYS]
+    if sum(len(array.data) for array in record.values()) > _allowed_bytes(sent):
+        raise Refused("reply_too_large")
+    return unpack_arrays(record)
+
+
+def _allowed_bytes(sent: Weights) -> int:
+    return sum(value.nbytes + _HEADER_BYTES for value in sent.values())
 
 
 def _left_out(orders: Orders, site: str, state: SiteState, reason: str) -> SiteRound:
@@ -285,7 +301,7 @@ def evaluate_everywhere(
     scores = Scores({}, {}, {})
     for site, signed in plans.items():
         try:
-            answer = content(federation.reply_of(site, replies))
+            answer = content(federation.reply_of(site, replies), absent=federation.why_absent(site))
             report = read_reply(answer, EvaluateReport)
             check_evaluation(
                 report, "test", card=federation.cards[site], job_id=orders.job_id, plan_sha256=signed.sha256

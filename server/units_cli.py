@@ -7,12 +7,13 @@ from typing import Annotated, Final
 import typer
 
 from multimix.templates import fill_in
+from server.provision.options import HERE, FederationOption
 
 TEMPLATES: Final = Path(__file__).parent / "units"
 
 
 def units(
-    federation: Annotated[Path, typer.Option(help="The federation's folder.")] = Path(),
+    federation: FederationOption = HERE,
     out: Annotated[Path, typer.Option(help="Folder to write the files to.")] = Path("units"),
     user: Annotated[str, typer.Option(help="The user that runs the server.")] = "multimix-server",
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port that the container publishes.")] = 8000,

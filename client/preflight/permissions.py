@@ -13,6 +13,7 @@ from client.preflight.lines import Line
 from multimix.data.store import CURRENT, IMAGES, MASKS
 
 STORE = "store"
+SOCKET = "socket"  # of the agent, for the group of the connector
 _NAME = "permissions"
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
@@ -67,6 +68,8 @@ def _entries(folder: Path, *, group_readable: bool, unreadable: list[OSError]) -
         here = Path(root)
         in_store = group_readable and here.relative_to(folder).parts[:1] == (STORE,)
         passage = stat.S_IXGRP if group_readable and here == folder else 0
+        if here == folder / SOCKET:
+            continue  # the agent sees to its modes each time it starts
         yield from _entry(here, stat.S_IRGRP | stat.S_IXGRP if in_store else passage)
         links = [name for name in folders if (here / name).is_symlink()]
         for name in (*files, *links):

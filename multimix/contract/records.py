@@ -7,11 +7,11 @@ training, or {"refusal": ConfigRecord}; pictures ride along as bytes.
 import re
 from typing import TypeVar
 
-import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from pydantic import ValidationError
 
 from multimix.config import Frozen
+from multimix.contract.chunks import chunked, pieces, read_weights
 from multimix.contract.messages import Picture, SiteCard, Weights
 from multimix.contract.privacy import Countersignature
 from multimix.contract.signing import SignedPlan
@@ -20,37 +20,28 @@ from multimix.errors import Refused
 
 ARRAYS, PLAN, REPORT, REFUSAL, PICTURES = "arrays", "plan", "report", "refusal", "pictures"
 MAXIMUM_PICTURES = 64  # as many as a plan may ask for
-# Version 1.0 of the format, as numpy.save writes it: docs of numpy.lib.format.
-_NUMPY_HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00..\{'descr': '(?P<dtype><f[48])', 'fortran_order': (?P<fortran>True|False), "
-    rb"'shape': \((?P<shape>(?:\d{1,9}(?:, ?|(?=\))))*)\), \} *\n",
-    re.DOTALL,
-)
+WEIGHTS = "weights"  # the one array of a record: all of them as safetensors bytes
+_SAFETENSORS = "safetensors"
 _Document = TypeVar("_Document", bound=Frozen)
 
 
 def array_record(weights: Weights) -> ArrayRecord:
-    """Pack named arrays."""
-    return ArrayRecord({name: Array(weights[name]) for name in sorted(weights)})
+    """Pack named arrays: as one, since each array of a record is a request of its own on every hop of Flower's."""
+    data = b"".join(chunked(pieces(weights)))
+    return ArrayRecord({WEIGHTS: Array("uint8", (len(data),), _SAFETENSORS, data)})
 
 
 def unpack_arrays(record: ArrayRecord) -> Weights:
-    """Unpack named arrays; ValueError for anything but plain arrays of floats."""
-    return {name: _numbers(array.data) for name, array in record.items()}
+    """Unpack named arrays; ValueError for anything but plain arrays of floats.
 
-
-def _numbers(data: bytes) -> np.ndarray:
-    """Read an array of floats that `numpy.save` wrote.
-
-    The sender is not trusted: unlike `numpy.load`, this takes no pickle and no archive, evaluates no header, and
-    reserves no memory that the data do not fill.
+    The sender is not trusted: no pickle, no archive, and no memory that the data do not fill.
     """
-    header = _NUMPY_HEADER.match(data)
-    if header is None:
-        raise ValueError("not an array of floats")
-    shape = tuple(int(length) for length in header["shape"].split(b",") if length.strip())
-    values = np.frombuffer(data, header["dtype"].decode(), offset=header.end())
-    return values.reshape(shape, order="F" if header["fortran"] == b"True" else "C").copy()
+    if list(record) != [WEIGHTS]:
+        raise ValueError("not one array of weights")
+    try:
+        return read_weights(memoryview(bytearray(record[WEIGHTS].data)))
+    except Refused:
+        raise ValueError("not arrays of floats") from None
 
 
 def plan_record(signed: SignedPlan) -> ConfigRecord:

@@ -90,7 +90,8 @@ def train_privately(
     """Train for `work.steps` steps; return the arrays that learnt, differentially private for every patient.
 
     `work.images_per_group` has no meaning here: a step holds whom the sampling draws, nobody included. An audit plants
-    canaries in the data and watches each step's noised gradient, which never leaves a site.
+    canaries in the data and watches each step's noised gradient, which never leaves a site. `progress` is told how many
+    steps are done, after each; what it raises ends the training there.
 
     Raises:
         Refused: `network_mixes_patients`; `nothing_taught` if no parameter learns.

@@ -125,9 +125,10 @@ def test_a_reply_goes_back_to_who_asked(run_config):
         ({"partition-id": "0", "num-partitions": NODES}, "site_not_configured"),
         ({"partition-id": -1, "num-partitions": NODES}, "site_not_configured"),
         ({"partition-id": NODES, "num-partitions": NODES}, "site_not_configured"),
-        ({"agent-socket": "/run/multimix.sock"}, "agent_unavailable"),
+        ({"agent-socket": "/run/multimix.sock", "agent-wait-s": 0}, "agent_unavailable"),
+        ({"agent-socket": "/run/multimix.sock", "agent-wait-s": "soon"}, "site_not_configured"),
         # Who names an agent is a hospital: it must not fall back to the images that a run configuration names.
-        ({"agent-socket": "/x", "partition-id": 0, "num-partitions": NODES}, "agent_unavailable"),
+        ({"agent-socket": "/x", "agent-wait-s": 0, "partition-id": 0, "num-partitions": NODES}, "agent_unavailable"),
     ],
 )
 def test_a_node_that_is_not_set_up_refuses(run_config, node_config, expected):
@@ -275,7 +276,7 @@ def test_the_app_and_its_contract_work_where_torch_cannot_be_imported():
         from client.app import app
 
         metadata = Metadata(1, "m", 1, 2, "", "", 0.0, 1e12, "query")
-        context = Context(1, 2, {"agent-socket": "/x"}, RecordDict(), {})
+        context = Context(1, 2, {"agent-socket": "/x", "agent-wait-s": 0}, RecordDict(), {})
         reply = app(Message(RecordDict(), metadata=metadata), context)
         print(reply.content["refusal"]["reason"], "torch" in sys.modules)
         try:

@@ -46,7 +46,7 @@ def test_every_line_of_a_new_file_that_is_a_comment_can_be_used(site):
     assert settings.pacs is not None
     assert settings.receiver is not None
     assert settings.server is not None
-    assert settings.policy == SitePolicy()  # what the file shows are the defaults
+    assert settings.policy == SitePolicy(approve_jobs=True)  # else what the file shows are the defaults
     assert settings.population == PopulationSettings(
         declared_patients=1000,
         declared_labels=ClassCounts(normal=400, pneumonia=400),

@@ -12,12 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from multimix.data.phantom import write_phantoms
 from tests.deployment.hosts import Host, Network
+from tests.deployment.processes import kill_tree
 from tests.orthanc import free_port
 
 BIN = Path(sys.executable).parent
@@ -54,8 +55,7 @@ class Program:
 
     def kill(self) -> None:
         """Kill it and all that it started, as a power cut would."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        kill_tree(self.process.pid)
         self.process.wait()
 
     def stop(self) -> int:

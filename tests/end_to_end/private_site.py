@@ -147,6 +147,7 @@ class _Observed:
         dp: PatientPrivacy,
         *,
         secret: bytes,
+        progress: object = None,
     ) -> Weights:
         log(
             self._log,

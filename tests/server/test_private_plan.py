@@ -245,7 +245,7 @@ def test_budgets_are_spent_only_where_nothing_else_keeps_a_site_away(sites, spen
     assert budgets_are_spent(_record(**sites)) is spent
 
 
-@pytest.mark.parametrize("reason", ["dp_budget_run", "dp_epsilon", "job_not_approved", "population_exposed"])
+@pytest.mark.parametrize("reason", ["dp_budget_run", "dp_epsilon", "population_exposed"])
 def test_a_refusal_before_training_is_public_and_cost_nothing(reason):
     assert before_training(reason)
     assert is_public(reason)
@@ -259,5 +259,11 @@ def test_a_refusal_that_may_come_after_training_counts_as_spent_and_is_not_publi
 
 @pytest.mark.parametrize("reason", ["ledger_disk_full", "ledger_conflict"])
 def test_trouble_with_a_ledger_is_public_but_may_come_after_the_round_was_spent(reason):
+    assert is_public(reason)
+    assert not before_training(reason)
+
+
+@pytest.mark.parametrize("reason", ["agent_unavailable", "job_not_approved", "site_busy", "site_paused"])
+def test_a_refusal_that_may_follow_a_reservation_is_public_and_counts_as_a_round_spent(reason):
     assert is_public(reason)
     assert not before_training(reason)

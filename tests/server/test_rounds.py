@@ -88,6 +88,10 @@ def test_the_update_norm_of_the_record_is_that_of_all_arrays():
         (sends_weights(not_a_number), "rejected", "weights_not_finite"),
         (sends_weights(lambda sent: sent | {"encoder.more": sent["encoder.a"]}), "rejected", "weights_names"),
         (sends_weights(lambda sent: {n: v + np.float32(1e6) for n, v in sent.items()}), "rejected", "update_norm"),
+        (
+            sends_weights(lambda sent: {n: np.zeros(100_000, np.float32) for n in sent}),
+            *("rejected", "reply_too_large"),
+        ),
         (sends(round=2), "rejected", "wrong_round"),
         (sends(job_id="another"), "rejected", "wrong_job"),
         (sends(plan_sha256="0" * 64), "rejected", "wrong_plan"),

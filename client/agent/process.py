@@ -1,0 +1,175 @@
+"""The agent as a process: its socket, its lock, its end. It opens a unix socket and nothing else.
+
+Who may use the socket is decided by the file system: the folder is 0750 and the socket 0660, of the connector's group.
+"""
+
+import fcntl
+import grp
+import logging
+import os
+import signal
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from client.agent import agent_pb2_grpc
+from client.agent.activity import ActivityLog
+from client.agent.control import read_control
+from client.agent.metrics import FILE as METRICS
+from client.agent.metrics import Metrics, epsilon_spent
+from client.agent.orders import Orders
+from client.agent.service import AgentService, Records
+from client.agent.warm import WarmSite
+from client.agent.wire import OPTIONS, SERVICE, target
+from client.settings import SiteFolder
+from multimix.errors import SiteError
+
+log = logging.getLogger("multimix.agent")
+
+_LOCK: Final = ".lock"
+_THREADS: Final = 16  # calls at once; each that waits for a round takes one
+_GRACE_S: Final = 20.0  # for the step that runs
+_LONGEST_PATH: Final = 107  # of a unix socket: unix(7)
+
+
+def run_agent(site: SiteFolder, socket: Path, *, ready: Callable[[], None] = lambda: None) -> bool:
+    """Serve a site until SIGTERM or SIGINT; what runs then is cancelled. Return whether it ended in time.
+
+    Raises:
+        SiteError: `agent_running`, `socket_unusable`, `group_unknown`, `control_unusable`, as
+            `client.hospital.local_site`.
+    """
+    agent = site.settings.agent
+    group = _group(agent.connector_group)
+    with ExitStack() as held:
+        held.enter_context(_only_agent(site.agent / "agent.lock"))
+        warm = WarmSite(site.path)
+        warm.served()  # what keeps it from training is said now, to the person who starts it
+        read_control(site.agent)
+        limit = site.population.epsilon_lifetime
+
+        def epsilon_fraction() -> float | None:
+            spent = epsilon_spent(site)
+            return None if spent is None else spent / limit
+
+        records = Records(ActivityLog(site.agent), Metrics(site.agent / METRICS), epsilon_fraction)
+        records.metrics.budget(epsilon_fraction())
+        records.metrics.write()
+        orders = Orders(
+            stopped=lambda: read_control(site.agent).left,
+            began=records.began,
+            ended=records.ended,
+            prepare=lambda: set_threads(agent.threads),
+        )
+        service = AgentService(warm.served, lambda: read_control(site.agent), orders, records)
+        return serve(service, orders, socket, group=group, ready=ready)
+
+
+def serve(
+    service: AgentService, orders: Orders, socket: Path, *, group: int = -1, ready: Callable[[], None] = lambda: None
+) -> bool:
+    """Answer at the socket until a signal; return whether what ran has ended. Raises as `run_agent`."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    logging.getLogger("grpc").setLevel(logging.CRITICAL)  # it logs what fails with its text
+    with listening(service, socket, group=group):
+        ready()
+        stop.wait()
+        log.info("stopping")
+    return orders.close(grace_s=_GRACE_S)
+
+
+@contextmanager
+def listening(service: AgentService, socket: Path, *, group: int = -1) -> Iterator[None]:
+    """Listen at the socket, with `grpc.health.v1` beside the agent; calls that are open at the end are cut off."""
+    with _socket_folder(socket, group):
+        server = grpc.server(ThreadPoolExecutor(_THREADS, "call"), options=OPTIONS)
+        agent_pb2_grpc.add_AgentServicer_to_server(service, server)
+        checks = health.HealthServicer()
+        for name in ("", SERVICE):
+            checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+        _bind(server, socket, group)
+        server.start()
+        try:
+            yield
+        finally:
+            server.stop(grace=None).wait()
+            with suppress(OSError):
+                socket.unlink(missing_ok=True)
+
+
+def set_threads(threads: int) -> None:
+    """Tell torch how many threads to take; 0 leaves it to torch."""
+    import torch  # noqa: PLC0415  (slow, and an agent without a site has no use for it)
+
+    if threads:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _socket_folder(socket: Path, group: int) -> Iterator[None]:
+    """Make the socket's folder and hold its lock; a socket that a killed agent left is removed."""
+    if len(os.fsencode(socket.absolute())) > _LONGEST_PATH:
+        raise SiteError("socket_unusable", f"The socket's path is longer than {_LONGEST_PATH} bytes. Give --socket.")
+    folder = socket.parent
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _only_agent(socket.with_name(socket.name + _LOCK)):
+        with suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(socket.lstat().st_mode):
+                raise SiteError("socket_unusable", "In the socket's place is something else. Give another --socket.")
+            socket.unlink()
+        _give(folder, group, 0o750)
+        yield
+
+
+def _bind(server: grpc.Server, socket: Path, group: int) -> None:
+    before = os.umask(0o177)  # so that nobody connects before the group is set
+    try:
+        server.add_insecure_port(target(str(socket.absolute())))
+    except RuntimeError:
+        raise SiteError("socket_unusable", "The socket cannot be made there. Give another --socket.") from None
+    finally:
+        os.umask(before)
+    _give(socket, group, 0o660)
+
+
+def _give(path: Path, group: int, mode: int) -> None:
+    try:
+        os.chown(path, -1, group)
+        path.chmod(mode)
+    except PermissionError:
+        raise SiteError(
+            "group_unusable",
+            "The socket cannot be given to agent.connector_group. Let the agent's user be a member of that group, and "
+            "own the socket's folder.",
+        ) from None
+
+
+def _group(name: str) -> int:
+    """Return the number of a group, -1 for none; SiteError `group_unknown`."""
+    try:
+        return grp.getgrnam(name).gr_gid if name else -1
+    except KeyError:
+        raise SiteError("group_unknown", "There is no such group as agent.connector_group on this machine.") from None
+
+
+@contextmanager
+def _only_agent(lock: Path) -> Iterator[None]:
+    """Hold a lock that ends with the process, however that ends; SiteError `agent_running`."""
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise SiteError("agent_running", "An agent runs here already. Stop it first.") from None
+    finally:
+        os.close(descriptor)

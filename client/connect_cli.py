@@ -1,0 +1,57 @@
+"""`multimix-site connect`: the connector, from a command line."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from client.connector import connect, open_connector
+from client.console import discreet, err
+from multimix.processes import stop_signals
+
+_HERE = Path("site")
+_FAILED = 1
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("connect")(connect_command)
+
+
+def connect_command(
+    *,
+    site: Annotated[
+        Path, typer.Option("--site", "-s", envvar="MULTIMIX_SITE", help="The site's folder, where one user runs all.")
+    ] = _HERE,
+    folder: Annotated[
+        Path | None, typer.Option(help="The connector's own folder; SITE/connector unless given.")
+    ] = None,
+    socket: Annotated[
+        Path | None, typer.Option(help="The agent's socket; SITE/socket/agent.sock unless given.")
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="End when the SuperNode ends; do not try again.")] = False,
+    polling: Annotated[
+        Literal["quick", "flower"],
+        typer.Option(help="quick: look for work often while there is some. flower: every 3 s, as Flower does."),
+    ] = "quick",
+) -> None:
+    """Connect this site to the coordinator's server and stay connected: one connection outwards, none inwards.
+
+    It needs neither images nor torch, and reads nothing but its own folder. HTTPS_PROXY and NO_PROXY are honoured. Stop
+    it with Ctrl-C or SIGTERM; the server then knows at once that the site is away.
+
+    Exit codes: 0 stopped, 1 the SuperNode ended (with --once), 2 the folder is not complete, or a connector runs here.
+    """
+    with discreet(), stop_signals() as stopped:
+        folder, socket = folder or site / "connector", socket or site / "socket" / "agent.sock"
+        connector = open_connector(folder, socket, polling=polling)
+        _say("connect", f"site {connector.kit.site} of federation {connector.kit.federation}")
+        code = connect(connector, stopped, _say, once=once)
+    if code and not stopped.is_set():
+        raise typer.Exit(_FAILED)
+
+
+def _say(reason: str, words: str) -> None:
+    line = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}  {reason}: {words}"
+    err.print(line, markup=False, highlight=False, soft_wrap=True)

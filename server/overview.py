@@ -1,0 +1,84 @@
+"""What `multimix-server status` shows: server, certificates, sites and the newest run, for people and machines."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from multimix.errors import InputError
+from server.live import STATUS_FILE, Status, read_status
+from server.nodes import Node, is_running, list_nodes
+from server.provision.folder import AdmittedSite, FederationFolder
+from server.provision.rotation import certificates_of
+
+
+def overview(folder: FederationFolder, now: datetime) -> dict[str, Any]:
+    """Return everything, as JSON takes it; a site is known by its key, whatever it calls itself."""
+    up = is_running(folder)
+    nodes = {node.key: node for node in list_nodes(folder)} if up else {}
+    run = _newest_run(folder)
+    return {
+        "federation": folder.settings.name,
+        "address": folder.settings.address,
+        "up": up,
+        "certificates": _certificates(folder, now),
+        "sites": {name: _site(site, nodes.get(site.flower_key)) for name, site in folder.settings.sites.items()},
+        "run": None if run is None else _run(run),
+    }
+
+
+def lines_of(seen: dict[str, Any]) -> list[str]:
+    """Return the overview in words, one line each."""
+    lines = [f"server       {'up' if seen['up'] else 'NOT RUNNING: multimix-server start'}, {seen['address']}"]
+    lines += [
+        f"certificate  {each['name']}: {each['state']}, {each['days_left']} days" for each in seen["certificates"]
+    ]
+    lines += [f"site         {name}: {_standing(site)}" for name, site in seen["sites"].items()]
+    run = seen["run"]
+    if run is None:
+        return [*lines, "run          none yet: multimix-server run"]
+    lines.append(f"run          {run['name']}: {run['state']}, {run['doing']}, round {run['round']} of {run['rounds']}")
+    for name, site in run["sites"].items():
+        reason = f" ({site['reason']})" if site["reason"] else ""
+        lines.append(f"  {name}: {site['standing']}{reason}")
+    return lines
+
+
+def _standing(site: dict[str, Any]) -> str:
+    if site["revoked"]:
+        return f"revoked {site['revoked']}"
+    if site["connected"]:
+        return f"connected, last seen {site['last_seen']}"
+    return f"away, last seen {site['last_seen']}" if site["last_seen"] else "admitted, has not connected yet"
+
+
+def _site(site: AdmittedSite, node: Node | None) -> dict[str, Any]:
+    return {
+        "admitted": site.admitted.isoformat(timespec="seconds"),
+        "revoked": site.revoked.isoformat(timespec="seconds") if site.revoked else None,
+        "connected": bool(node and node.online and site.takes_part),
+        "last_seen": node.seen.isoformat(timespec="seconds") if node and node.seen else None,
+    }
+
+
+def _certificates(folder: FederationFolder, now: datetime) -> list[dict[str, Any]]:
+    try:
+        return [each.model_dump(mode="json") for each in certificates_of(folder, now)]
+    except InputError as error:
+        return [{"name": error.reason, "state": "unusable", "days_left": 0, "needed": True, "expires": None}]
+
+
+def _newest_run(folder: FederationFolder) -> tuple[str, Status] | None:
+    files = sorted(folder.runs.glob(f"*/{STATUS_FILE}"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
+    return next(((file.parent.name, status) for file in files if (status := _readable(file.parent))), None)
+
+
+def _readable(run: Path) -> Status | None:
+    try:
+        return read_status(run)
+    except InputError:
+        return None
+
+
+def _run(run: tuple[str, Status]) -> dict[str, Any]:
+    name, status = run
+    return {"name": name, **status.model_dump(mode="json")}

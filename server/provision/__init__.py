@@ -1,0 +1,1 @@
+"""Setting a federation up: its folder, certificates, kits for sites, and who is admitted."""

@@ -1,0 +1,179 @@
+"""Making a federation, and its certificates over time.
+
+An authority is replaced in three steps, so that no site is ever cut off: first kits carry both authorities (`both`),
+then, once every site has joined with such a kit, the server shows a certificate of the new one (`renew`), and at last
+the old one is no longer trusted (`forget_old`). Each step may be cut short by a crash and run again: which authority
+signs is told by `ca.key`, not by the order in `ca.pem`.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from multimix.errors import InputError
+from multimix.files import write_atomically
+from server.provision.certificates import (
+    Expiry,
+    authority,
+    belongs,
+    expiry,
+    issued,
+    key_pem,
+    new_key,
+    pem_of,
+    read_certificates,
+    read_key,
+    server_certificate,
+)
+from server.provision.folder import FILE, FederationFolder, FederationSettings, write_settings
+
+Clock = Callable[[], datetime]
+_MOST_AUTHORITIES: Final = 2
+
+
+def utcnow() -> datetime:
+    """Return the time."""
+    return datetime.now(UTC)
+
+
+def new_federation(path: Path, settings: FederationSettings, *, now: Clock = utcnow) -> FederationFolder:
+    """Make a federation's folder, closed to other users: authority, server certificate, the coordinator's key.
+
+    `federation.toml` is written last: a folder without it was cut short, holds nothing that anyone has seen, and is
+    refused all the same, since a key in it may be somebody's.
+
+    Raises:
+        InputError: `federation_exists`.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        what = "A federation is" if (path / FILE).exists() else "Something is"
+        raise InputError("federation_exists", f"{what} here already. Nothing was changed: give another --federation.")
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.chmod(0o700)
+    folder = FederationFolder(path, settings)
+    key = new_key()
+    write_atomically(folder.ca_key, key_pem(key))
+    write_atomically(folder.ca, pem_of(authority(settings.name, key, now())), mode=0o644)
+    coordinator = Ed25519PrivateKey.generate()
+    write_atomically(folder.coordinator, coordinator.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    renew(folder, now=now)
+    for each in (folder.runs, folder.flower):
+        each.mkdir(mode=0o700)
+    return write_settings(folder, settings)
+
+
+def renew(folder: FederationFolder, *, switch: bool = False, now: Clock = utcnow) -> None:
+    """Give the server a new key and certificate; the SuperLink and the proxy show it once they are restarted.
+
+    `switch` says that every site trusts the new authority, where there is one.
+
+    Raises:
+        InputError: `authority_changes` where it would be by another authority without `switch`;
+            `authority_missing`, `authority_expired`, and as the readers of certificates.
+    """
+    signer, signer_key = _signer(folder)
+    if signer.not_valid_after_utc <= now():
+        raise InputError("authority_expired", "The authority has expired. Run `multimix-server rotate --ca` first.")
+    if folder.certificate.exists() and not switch and not issued(_server(folder), signer):
+        raise InputError(
+            "authority_changes",
+            "The new certificate would be by the new authority, and a site that has not joined again with a new kit "
+            "would be cut off. If every site has: multimix-server rotate --switch",
+        )
+    key = new_key()
+    certificate = server_certificate(folder.settings.host, key, signer, signer_key, now())
+    write_atomically(folder.certificate_key, key_pem(key))
+    write_atomically(folder.certificate, pem_of(certificate), mode=0o644)
+
+
+def both(folder: FederationFolder, *, now: Clock = utcnow) -> None:
+    """Make a new authority that kits carry beside the one that the server's certificate is by.
+
+    Raises:
+        InputError: `rotation_under_way` where the last one is not finished, and as the readers of certificates.
+    """
+    trusted = _authorities(folder)
+    if len(trusted) >= _MOST_AUTHORITIES:
+        raise InputError(
+            "rotation_under_way",
+            "Two authorities are trusted already. Finish that first: `multimix-server rotate --switch`, "
+            "then `multimix-server rotate --forget-old`.",
+        )
+    key = new_key()
+    added = authority(folder.settings.name, key, now())
+    write_atomically(folder.ca, pem_of(added, *trusted), mode=0o644)
+    write_atomically(folder.ca_key, key_pem(key))
+
+
+def forget_old(folder: FederationFolder) -> None:
+    """Trust only the authority that signs from now on.
+
+    Raises:
+        InputError: `old_authority_in_use` where the server still shows a certificate of the old one.
+    """
+    signer, _ = _signer(folder)
+    if not issued(_server(folder), signer):
+        raise InputError(
+            "old_authority_in_use",
+            "The server's certificate is still by the old authority. Once every site has joined with a new kit, run "
+            "`multimix-server rotate --switch`, and then this.",
+        )
+    write_atomically(folder.ca, pem_of(signer), mode=0o644)
+
+
+def certificates_of(folder: FederationFolder, now: datetime) -> list[Expiry]:
+    """Return every certificate and how long it is good for, the server's first.
+
+    Raises:
+        InputError: `certificate_unusable`, `authority_missing`; `certificate_key_mismatch` where a
+            rotation was cut short.
+    """
+    server = _server(folder)
+    if not belongs(server, read_key(_read(folder.certificate_key), folder.certificate_key.name)):
+        raise InputError(
+            "certificate_key_mismatch",
+            "server.pem and server.key do not belong together. Run `multimix-server rotate`.",
+        )
+    shown = [expiry(server, f"server certificate ({folder.certificate.name})", now, needed=True)]
+    authorities = _authorities(folder)
+    if not any(issued(server, trusted) for trusted in authorities):
+        raise InputError("authority_missing", "No authority in ca.pem signed server.pem. Restore both of one time.")
+    for trusted in authorities:
+        used = issued(server, trusted)
+        what = "authority" if used else "authority not in use"
+        shown.append(expiry(trusted, f"{what} ({folder.ca.name})", now, needed=used))
+    return shown
+
+
+def expiring(folder: FederationFolder, now: datetime) -> list[Expiry]:
+    """Return the certificates in use that have expired, soon will (30 days), or are not valid yet; as above."""
+    return [each for each in certificates_of(folder, now) if each.needed and each.state != "good"]
+
+
+def _signer(folder: FederationFolder) -> tuple[x509.Certificate, EllipticCurvePrivateKey]:
+    key = read_key(_read(folder.ca_key), folder.ca_key.name)
+    for trusted in _authorities(folder):
+        if belongs(trusted, key):
+            return trusted, key
+    raise InputError("authority_missing", "ca.key is the key of no authority in ca.pem. Restore both of one time.")
+
+
+def _authorities(folder: FederationFolder) -> list[x509.Certificate]:
+    return read_certificates(_read(folder.ca), folder.ca.name)
+
+
+def _server(folder: FederationFolder) -> x509.Certificate:
+    return read_certificates(_read(folder.certificate), folder.certificate.name)[0]
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:
+        raise InputError("certificate_unusable", f"{file.name} of the federation cannot be read. Restore it.") from None
