@@ -1,6 +1,6 @@
 """Flower's SuperNode as the connector runs it: `python -m client.supernode FOLDER [options of flower-supernode]`.
 
-Two things are different from `flower-supernode`, whose own code runs unchanged (read in flwr 1.41):
+Three things are different from `flower-supernode`, whose own code runs unchanged (read in flwr 1.41):
 
 * A SuperNode that ended without a word stays "online" for the SuperLink until two heartbeats of 30 s are missed, and a
   second one with its key is refused until then (`activate_node` takes nodes that are registered or offline). SIGTERM
@@ -8,10 +8,12 @@ Two things are different from `flower-supernode`, whose own code runs unchanged 
 * An idle SuperNode sleeps 3 s between two looks for a message, and 0.5 s between two looks for the app's reply. Here it
   sleeps a twentieth of the time that nothing came, at least 0.1 s and at most Flower's own pause. Where Flower's loop
   is not the one known here, its pauses stay as they are.
+* The processes that run the app are forked from one that has imported what they need; see client/app_starter.py.
 """
 
 import ast
 import inspect
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -31,8 +33,10 @@ from flwr.supernode.cli import flower_supernode
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from client.app_starter import put_in_place
 from multimix.contract.kit import AUTHORITY
 from multimix.files import write_atomically
+from multimix.processes import start
 
 NODE_KEY: Final = "node.key"  # as client/join.py names it; that imports all of intake
 NOT_ADMITTED: Final = 3  # exit code: the server does not take this key
@@ -112,11 +116,21 @@ def main(arguments: list[str]) -> int:
     folder, options = Path(arguments[0]), arguments[1:]
     if refused := take_place(folder, options[options.index("--superlink") + 1]):
         return refused
+    _start_apps_quickly(folder / "flower")
     if not quicken(start_client_internal):
         sys.stderr.write("this version of Flower keeps its own pauses: rounds take some seconds more\n")
     sys.argv = ["flower-supernode", *options]
     flower_supernode()
     return 0
+
+
+def _start_apps_quickly(home: Path) -> None:
+    """Have apps forked from a process that has imported what they need; it ends with this one."""
+    starter = home / "starter.sock"
+    starter.unlink(missing_ok=True)
+    put_in_place(home / "bin", starter)
+    start([sys.executable, "-P", "-m", "client.app_starter", str(starter)], env=dict(os.environ), cwd=home)
+    os.environ["PATH"] = f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}"
 
 
 if __name__ == "__main__":

@@ -72,10 +72,11 @@ def run_command(
 
     Exit codes: 0 finished, 1 it stopped early (its log says why), 2 it could not be started.
     """
-    from server.runs import APP_ROOT, new_name, start_run  # noqa: PLC0415  (flwr)
+    from server.runs import APP_ROOT, comes_up, new_name, start_run  # noqa: PLC0415  (flwr)
 
     with explained(), _at_home():
         run = name or new_name()
+        comes_up(open_federation(federation))
         code = _interruptible(
             lambda: start_run(open_federation(federation), run, assignments(config or []), app=app or APP_ROOT), run
         )

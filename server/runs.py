@@ -21,6 +21,7 @@ from server.results import read_results
 from server.running import CONNECTION, flower_environment, write_connection
 
 APP_ROOT: Final = Path(__file__).resolve().parent.parent
+_COMES_UP_S: Final = 20.0
 _NAME: Final = TypeAdapter(Name)
 _FAILED: Final = 1
 _STOP_S: Final = 30.0
@@ -86,6 +87,16 @@ def stop_named(folder: FederationFolder, name: str) -> bool:
             raise InputError("run_still_stopping", f"Run {name} does not stop. Stop the server, and start it again.")
         time.sleep(0.5)
     return bool(numbers)
+
+
+def comes_up(folder: FederationFolder) -> bool:
+    """Wait a little for a server that was started a moment ago."""
+    deadline = time.monotonic() + _COMES_UP_S
+    while not is_running(folder):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.5)
+    return True
 
 
 def _check(folder: FederationFolder, name: str, app: Path) -> None:

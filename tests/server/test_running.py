@@ -1,0 +1,199 @@
+"""Running the server: what Flower is told, what a run is started with, and what status and metrics say."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from datetime import UTC, datetime
+
+import httpx
+import pytest
+
+from multimix.errors import InputError, RunConfigError
+from multimix.processes import NOT_STARTED, environment, free_port, keep_running, start, stop
+from server.metrics import serve_metrics
+from server.nodes import is_running, local_address, runs_going_on
+from server.overview import lines_of, overview
+from server.provision.admission import admit, revoke
+from server.provision.folder import write_settings
+from server.results import write_results
+from server.run_cli import assignments
+from server.running import flower_environment, superlink_command, write_connection
+from server.runs import resume_run, start_run, toml
+from tests.connected_sites import again, federation, joined
+from tests.server.sample_results import sample_results
+
+SLEEPER = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return federation(tmp_path / "federation")
+
+
+def test_the_superlink_has_tls_and_node_authentication_and_listens_where_the_settings_say(folder):
+    words = superlink_command(folder)
+    assert "--enable-supernode-auth" in words
+    assert "--insecure" not in words
+    assert words[words.index("--host") + 1] == "127.0.0.1"
+    assert words[words.index("--ssl-ca-certfile") + 1] == str(folder.ca)
+    assert "--disable-runtime-dependency-installation" in words
+
+
+def test_the_serverapp_learns_the_federation_and_nothing_that_a_person_exported(folder, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
+    told = flower_environment(folder)
+    assert told["MULTIMIX_FEDERATION"] == str(folder.path)
+    assert "AWS_SECRET_ACCESS_KEY" not in told
+    assert told["NO_PROXY"] == "*"
+
+
+def test_a_server_on_all_interfaces_is_reached_here_by_the_loopback(folder):
+    wide = write_settings(folder, folder.settings.model_copy(update={"bind_host": "0.0.0.0"}))
+    assert local_address(wide) == f"127.0.0.1:{folder.settings.bind_port}"
+
+
+def test_flwr_trusts_the_federations_authority_only(folder):
+    import tomllib
+
+    write_connection(folder)
+    said = tomllib.loads((folder.flower / "config.toml").read_text())["superlink"]["federation"]
+    assert said == {"address": local_address(folder), "root-certificates": str(folder.ca)}
+
+
+def test_without_a_server_nothing_is_started_and_a_person_is_told_to_start_it(folder):
+    assert not is_running(folder)
+    for work in (
+        lambda: start_run(folder, "one", {}),
+        lambda: resume_run(folder, "one"),
+        lambda: runs_going_on(folder),
+    ):
+        with pytest.raises(InputError) as error:
+            work()
+        assert error.value.reason == "superlink_away"
+
+
+@pytest.mark.parametrize("name", ["../out", "a/b", "", ".hidden", "x" * 65])
+def test_a_run_has_a_plain_name(folder, name):
+    with pytest.raises(InputError) as error:
+        start_run(folder, name, {})
+    assert error.value.reason == "run_name"
+
+
+def test_options_of_a_run_are_assignments():
+    assert assignments(["rounds=2", 'title="a = b"']) == {"rounds": "2", "title": "a = b"}
+    with pytest.raises(InputError):
+        assignments(["rounds"])
+
+
+def test_values_reach_flower_as_they_were_meant():
+    import tomllib
+
+    for value in (True, 3, 0.5, 'a "quoted" \\ text', "Lübeck"):
+        assert tomllib.loads(f"x = {toml(value)}")["x"] == value
+
+
+def test_status_says_of_each_site_how_it_stands(folder, tmp_path):
+    for name in ("alpha", "beta"):
+        joined(folder, tmp_path / name)
+    revoke(folder.path, "beta")
+    seen = overview(again(folder), datetime.now(UTC))
+    assert not seen["up"]
+    assert seen["sites"]["alpha"] == {
+        "admitted": seen["sites"]["alpha"]["admitted"], "revoked": None, "connected": False, "last_seen": None,
+    }  # fmt: skip
+    words = "\n".join(lines_of(seen))
+    assert "NOT RUNNING: multimix-server start" in words
+    assert "beta: revoked" in words
+    assert "has not connected yet" in words
+    assert json.loads(json.dumps(seen)) == seen
+
+
+def test_metrics_count_answers_by_reason_and_fold_words_that_are_no_reason_codes(folder):
+    results = sample_results()
+    first = results.rounds[0]
+    sites = {
+        name: site.model_copy(update={"state": "refused", "reason": 'x"} evil{a="' if number else "dp_delta"})
+        for number, (name, site) in enumerate(first.sites.items())
+    }
+    (folder.runs / "one").mkdir(parents=True)
+    write_results(
+        results.model_copy(update={"rounds": (first.model_copy(update={"sites": sites}),)}), folder.runs / "one"
+    )
+    port = free_port()
+    with serve_metrics(folder.path, port):
+        said = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        assert httpx.get(f"http://127.0.0.1:{port}/health").status_code == 503
+        assert httpx.get(f"http://127.0.0.1:{port}/results").status_code == 404
+    assert 'multimix_run_site_rounds{reason="dp_delta",state="refused"} 1.0' in said
+    assert 'reason="other"' in said
+    assert "evil" not in said
+    assert not any(name in said for name in sites)
+
+
+def test_a_taken_metrics_port_is_named(folder):
+    port = free_port()
+    with serve_metrics(folder.path, port), pytest.raises(InputError) as error, serve_metrics(folder.path, port):
+        pass
+    assert error.value.reason == "port_taken"
+
+
+def test_a_program_that_ends_is_started_again_until_we_are_told_to_stop(tmp_path):
+    stopped, ends = threading.Event(), []
+
+    def ended(code, pause_s):
+        ends.append((code, pause_s))
+        stopped.set() if len(ends) == 1 else None
+
+    code = keep_running(
+        lambda: start([sys.executable, "-c", "raise SystemExit(7)"], env=environment(), cwd=tmp_path), stopped, ended=ended
+    )  # fmt: skip
+    assert (code, ends) == (7, [(7, 2.0)])
+
+
+def test_what_cannot_start_is_tried_again_later():
+    stopped, ends = threading.Event(), []
+
+    def ended(code, pause_s):
+        ends.append(code)
+        stopped.set()
+
+    keep_running(lambda: None, stopped, ended=ended)
+    assert ends == [NOT_STARTED]
+
+
+def test_stopping_stops_what_the_program_started_too(tmp_path):
+    code = f"import subprocess, time; print(subprocess.Popen({SLEEPER!r}).pid, flush=True); time.sleep(60)"
+    with (tmp_path / "log").open("wb") as log:
+        process = start([sys.executable, "-c", code], env=environment(), cwd=tmp_path, log=log)
+    while not (tmp_path / "log").read_text().strip():
+        time.sleep(0.05)
+    stop(process)
+    child = int((tmp_path / "log").read_text())
+    wait_until_gone(child)
+
+
+def test_a_program_ends_when_the_process_that_started_it_is_killed(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from multimix.processes import environment, start;"
+        f"print(start({SLEEPER!r}, env=environment(), cwd=Path('/')).pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.communicate()
+    wait_until_gone(child)
+
+
+def wait_until_gone(pid):
+    for _ in range(100):
+        try:
+            if open(f"/proc/{pid}/stat").read().split()[2] == "Z":
+                return
+        except OSError:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the process is alive")
