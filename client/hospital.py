@@ -61,7 +61,7 @@ def declared_of(site: SiteFolder) -> Declared | None:
     population = site.settings.population
     if population is None:
         return None
-    return Declared(population, site.pseudonyms(), books_of(site).non_private_signed)
+    return Declared(population, site.card_pseudonyms(), books_of(site).non_private_signed)
 
 
 def books_of(site: SiteFolder) -> Books:

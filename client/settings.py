@@ -183,6 +183,16 @@ class SiteFolder:
         """The keyed hashes of this site; raises as `read_secret`."""
         return Pseudonyms(self.read_secret())
 
+    def card_pseudonyms(self) -> Pseudonyms:
+        """The keyed hash of the card's fingerprint; an agent that is another user cannot read the site's secret.
+
+        Raises:
+            SiteError: as `read_secret`.
+        """
+        if self.settings.agent.folder is None:
+            return self.pseudonyms()
+        return Pseudonyms(read_or_make_secret(self.agent / "card.secret"))
+
     def read_secret(self) -> bytes:
         """The site's secret; one is made only where nothing was taken in yet.
 

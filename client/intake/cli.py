@@ -47,7 +47,9 @@ from multimix.data.pseudonyms import Pseudonyms
 from multimix.errors import SiteError, StoreError
 
 SiteOption = Annotated[
-    Path, typer.Option("--site", "-s", envvar="MULTIMIX_SITE", help="The site's folder, made by `init`.")
+    Path,
+    # The agent's user may pass through the folder and not list it.
+    typer.Option("--site", "-s", envvar="MULTIMIX_SITE", readable=False, help="The site's folder, made by `init`."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print figures as JSON, for machines.")]
 HERE = Path("site")

@@ -102,7 +102,7 @@ def test_the_connectors_user_reaches_the_agent_and_reads_nothing_of_the_site(fol
         assert asked.returncode == 0, asked.stderr
         seen = json.loads(asked.stdout)
         assert seen == {"read": [], "torch": False, "agent": True, "refused": "plan_signature", "site": "clinic"}
-        stranger = subprocess.run(as_user("nobody", sys.executable, "-c", "import socket,sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])", socket), capture_output=True, text=True)  # fmt: skip
+        stranger = subprocess.run(as_user("lp", sys.executable, "-c", "import socket,sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])", socket), capture_output=True, text=True)  # fmt: skip
         assert "PermissionError" in stranger.stderr
     finally:
         process.terminate()
