@@ -7,7 +7,7 @@ export OMP_NUM_THREADS := 1
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: help run test test-slow check format bench clean
+.PHONY: help run test test-slow chaos check format bench clean
 
 help: ## Show the commands.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,7 +24,10 @@ run: $(VENV)/installed ## Simulate four synthetic hospitals with Flower and writ
 	$(BIN)/multimix-sim flower --hold-out phantom-d --rounds 8 --local-steps 20 -c phantom-patients=100 -c title="Four synthetic hospitals"
 
 test: $(VENV)/installed ## Run the tests that take less than 10 minutes, in two processes (JOBS=n for more).
-	$(BIN)/python -m pytest -q -m "not slow" --numprocesses $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -q -m "not slow and not chaos" --numprocesses $(JOBS) --dist loadfile
+
+chaos: $(VENV)/installed ## Kill processes and break networks, all of it: hours (test-slow has a few of each).
+	$(BIN)/python -m pytest -q -m chaos
 
 test-slow: $(VENV)/installed ## Run the slow tests.
 	$(BIN)/python -m pytest -q -m slow

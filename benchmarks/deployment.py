@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 from client.connector import command, open_connector
@@ -107,7 +108,7 @@ def round_overhead_plain_flower_s(base: Path) -> float:
         subprocess.run([installed("flwr"), "run", str(app), CONNECTION, "--stream", *config],
                        env=env, check=True, stdout=subprocess.DEVNULL, timeout=600)  # fmt: skip
         began = json.loads(wait("the plain app has ended", lambda: times.exists() and times.read_text()))  # type: ignore[arg-type]
-    rounds = [after - before for before, after in zip(began, began[1:], strict=False)]
+    rounds = [after - before for before, after in pairwise(began)]
     return statistics.median(rounds[_FIRST_LEFT_OUT:])
 
 
@@ -172,10 +173,14 @@ def _process(words: list[str], home: Path) -> Iterator[None]:
 
 def _flowers_own(home: Path) -> dict[str, str]:
     """Return an environment with Flower's own settings, but for what would call home or install."""
-    quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
     return environment(
-        HOME=str(home), FLWR_HOME=str(home), OMP_NUM_THREADS="1", FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1", **quiet
-    )  # fmt: skip
+        HOME=str(home),
+        FLWR_HOME=str(home),
+        OMP_NUM_THREADS="1",
+        FLWR_TELEMETRY_ENABLED="0",
+        FLWR_DISABLE_UPDATE_CHECK="1",
+        FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1",
+    )
 
 
 def figures() -> dict[str, float]:

@@ -5,8 +5,6 @@ free port with a FLWR_HOME of its own, and stopped by its process id.
 """
 
 import os
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,12 +18,12 @@ import httpx
 
 from multimix.contract.run_config import RunConfig, Scalar
 from multimix.errors import InputError
+from multimix.processes import free_port, installed, stop
 from multimix.training import resolve_device
-from server.results import read_results
+from server.production import FEDERATION
+from server.runs import APP_ROOT, finished_since, toml
 
-APP_ROOT = Path(__file__).resolve().parent.parent
 _START_S = 60.0
-_STOP_S = 15.0
 _FAILED = 1
 
 _CONNECTION = """[superlink]
@@ -58,9 +56,9 @@ def run_in_flower(config: RunConfig, *, nodes: int, changed: Mapping[str, Scalar
     with tempfile.TemporaryDirectory(prefix="multimix-flower-") as home, superlink(Path(home)) as environment:
         started = subprocess.run(
             [
-                *_command("flwr", "run", str(APP_ROOT), "simulation", "--stream"),
+                *(installed("flwr"), "run", str(APP_ROOT), "simulation", "--stream"),
                 *("--federation-config", simulation),
-                *(argument for key, value in changed.items() for argument in ("-c", f"{key}={_toml(value)}")),
+                *(argument for key, value in changed.items() for argument in ("-c", f"{key}={toml(value)}")),
             ],
             cwd=APP_ROOT,
             env=environment,
@@ -68,25 +66,16 @@ def run_in_flower(config: RunConfig, *, nodes: int, changed: Mapping[str, Scalar
         )
     if started.returncode:
         return started.returncode
-    return 0 if _finished_since(Path(config.out), began) else _FAILED
-
-
-def _finished_since(folder: Path, began: datetime) -> bool:
-    """Tell whether this run, not one before it, brought the results in the folder."""
-    try:
-        results = read_results(folder)
-    except InputError:
-        return False
-    return results.status == "finished" and results.finished is not None and results.finished >= began
+    return 0 if finished_since(Path(config.out), began) else _FAILED
 
 
 @contextmanager
 def superlink(home: Path) -> Iterator[dict[str, str]]:
     """Start a SuperLink in simulation mode; yield the environment for `flwr`, and stop it again."""
-    port, control = _free_port(), _free_port()
+    port, control = free_port(), free_port()
     (home / "config.toml").write_text(_CONNECTION.format(port=port))
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != FEDERATION},  # with it the sites were real
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -99,7 +88,7 @@ def superlink(home: Path) -> Iterator[dict[str, str]]:
     with log_file.open("wb") as log:
         process = subprocess.Popen(
             [
-                *_command("flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess"),
+                *(installed("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"),
                 *("--disable-runtime-dependency-installation", "--host", "127.0.0.1", "--port", str(port)),
                 *("--control-api-address", f"127.0.0.1:{control}"),
             ],
@@ -113,12 +102,7 @@ def superlink(home: Path) -> Iterator[dict[str, str]]:
         _wait_until_ready(process, port, log_file)
         yield environment
     finally:
-        _stop(process)
-
-
-def _command(name: str, *arguments: str) -> list[str]:
-    """Return a command of the very environment that this runs in."""
-    return [str(Path(sys.executable).parent / name), *arguments]
+        stop(process)
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log_file: Path) -> None:
@@ -131,30 +115,3 @@ def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log_file: Pat
             time.sleep(0.2)
     tail = log_file.read_text(errors="replace")[-600:]
     raise InputError("superlink", f"Flower's SuperLink did not start within {_START_S:.0f} s. Its log ends: {tail}")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop the SuperLink and what it started: its own process group, nothing else."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(timeout=_STOP_S)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
-
-
-def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port: int = server.getsockname()[1]
-        return port
-
-
-def _toml(value: Scalar) -> str:
-    """Write a value as Flower's command line reads it."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
-    return str(value)

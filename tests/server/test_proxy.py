@@ -140,10 +140,10 @@ def test_a_body_that_is_declared_too_large_is_refused_by_its_header(door):
     head = f"POST /v1/fleet/push-object HTTP/1.1\r\nHost: a\r\nContent-Length: {(BODY_LIMIT_MIB + 1) << 20}\r\n\r\n"
     blind = ssl.create_default_context()
     blind.check_hostname, blind.verify_mode = False, ssl.CERT_NONE
-    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=10) as plain:
-        with blind.wrap_socket(plain) as secure:
-            secure.sendall(head.encode())
-            assert secure.recv(100).startswith(b"HTTP/1.1 413")
+    plain = socket.create_connection((client.base_url.host, client.base_url.port), timeout=10)
+    with plain, blind.wrap_socket(plain) as secure:
+        secure.sendall(head.encode())
+        assert secure.recv(100).startswith(b"HTTP/1.1 413")
     assert len(upstream.seen) == before
 
 

@@ -8,16 +8,17 @@ import sys
 import threading
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 import httpx
 import pytest
 
-from multimix.errors import InputError, RunConfigError
+from multimix.errors import InputError
 from multimix.processes import NOT_STARTED, environment, free_port, keep_running, start, stop
 from server.metrics import serve_metrics
 from server.nodes import is_running, local_address, runs_going_on
 from server.overview import lines_of, overview
-from server.provision.admission import admit, revoke
+from server.provision.admission import revoke
 from server.provision.folder import write_settings
 from server.results import write_results
 from server.run_cli import assignments
@@ -191,7 +192,7 @@ def test_a_program_ends_when_the_process_that_started_it_is_killed(tmp_path):
 def wait_until_gone(pid):
     for _ in range(100):
         try:
-            if open(f"/proc/{pid}/stat").read().split()[2] == "Z":
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
                 return
         except OSError:
             return
