@@ -26,7 +26,7 @@ run: $(VENV)/installed ## Simulate four synthetic hospitals with Flower and writ
 test: $(VENV)/installed ## Run the tests that take less than 10 minutes, in two processes (JOBS=n for more).
 	$(BIN)/python -m pytest -q -m "not slow and not chaos" --numprocesses $(JOBS) --dist loadfile
 
-chaos: $(VENV)/installed ## Kill processes and break networks, all of it: hours (test-slow has a few of each).
+chaos: $(VENV)/installed ## Kill processes and break networks: an hour.
 	$(BIN)/python -m pytest -q -m chaos
 
 test-slow: $(VENV)/installed ## Run the slow tests.

@@ -28,7 +28,7 @@ _NEEDED: Final = (
         "safetensors",
     ),
 )
-_OURS: Final = ("client", "multimix", "server", "sim")  # the bundle brings its own
+_OURS: Final = ("client", "multimix", "server", "sim")
 _LONGEST: Final = 65_536  # of a command line
 
 _ASK = """#!{python} -IS
@@ -51,12 +51,17 @@ def put_in_place(folder: Path, starter: Path) -> None:
     (folder / PROGRAM).chmod(0o700)
 
 
-def serve(path: Path) -> None:
-    """Wait for command lines, and fork a ClientApp for each, until this process is ended."""
+def preload() -> None:
+    """Import what apps need, and forget our own modules: the bundle brings its own."""
     for name in _NEEDED:
         importlib.import_module(name)
     for name in [name for name in sys.modules if name.split(".")[0] in _OURS]:
         del sys.modules[name]
+
+
+def serve(path: Path) -> None:
+    """Wait for command lines, and fork a ClientApp for each, until this process is ended."""
+    preload()
     path.unlink(missing_ok=True)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
     with socket.socket(socket.AF_UNIX) as listening:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from server.provision.options import HERE, FederationOption, JsonOption, explain
 
 _FAILED = 1
 _NOT_RUNNING = 3
+_AWAITED_S = 20.0
 NameArgument = Annotated[str, typer.Argument(help="The run's name: its folder in runs/ of the federation.")]
 AppOption = Annotated[Path | None, typer.Option(help="A checkout of the repository; this one unless given.")]
 
@@ -78,7 +80,7 @@ def run_command(
         run = name or new_name()
         comes_up(open_federation(federation))
         code = _interruptible(
-            lambda: start_run(open_federation(federation), run, assignments(config or []), app=app or APP_ROOT), run
+            lambda: start_run(_awaited(federation), run, assignments(config or []), app=app or APP_ROOT), run
         )
     _finish(open_federation(federation), run, code)
 
@@ -91,7 +93,7 @@ def resume_command(name: NameArgument, federation: FederationOption = HERE, app:
     from server.runs import APP_ROOT, resume_run  # noqa: PLC0415  (flwr)
 
     with explained(), _at_home():
-        code = _interruptible(lambda: resume_run(open_federation(federation), name, app=app or APP_ROOT), name)
+        code = _interruptible(lambda: resume_run(_awaited(federation), name, app=app or APP_ROOT), name)
     _finish(open_federation(federation), name, code)
 
 
@@ -147,6 +149,16 @@ def assignments(given: list[str]) -> dict[str, Scalar]:
             raise InputError("run_config", f'-c {text!r} is no assignment: write -c "key=value".')
         values[key.strip()] = value.strip().strip("\"'")
     return values
+
+
+def _awaited(path: Path) -> FederationFolder:
+    """Return the federation once its server is up, or after a while: it may be starting again."""
+    from server.nodes import is_running  # noqa: PLC0415  (flwr)
+
+    folder, until = open_federation(path), time.monotonic() + _AWAITED_S
+    while not is_running(folder) and time.monotonic() < until:
+        time.sleep(0.5)
+    return folder
 
 
 def _interruptible(work: Callable[[], int], name: str) -> int:

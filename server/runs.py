@@ -15,6 +15,7 @@ from multimix.contract.run_config import RunConfig, Scalar, read_run_config
 from multimix.errors import InputError
 from multimix.files import write_atomically
 from multimix.processes import installed
+from server.checkpoint import FILE as CHECKPOINT
 from server.nodes import is_running, runs_going_on, stop_run
 from server.provision.folder import FederationFolder
 from server.results import read_results
@@ -69,7 +70,8 @@ def resume_run(folder: FederationFolder, name: str, *, app: Path = APP_ROOT) -> 
     stop_named(folder, name)
     if going_on := runs_going_on(folder):
         raise InputError("run_active", f"Run {going_on[0][1]} goes on, and sites do one at a time.")
-    return _run(folder, read_run_config({**values, "out": name, "resume": True}), app)
+    began = (folder.runs / name / CHECKPOINT).exists()  # else it died before its first round: there is nothing to keep
+    return _run(folder, read_run_config({**values, "out": name, "resume": began}), app)
 
 
 def stop_named(folder: FederationFolder, name: str) -> bool:

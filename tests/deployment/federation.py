@@ -16,6 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from safetensors.numpy import load_file
+
+from multimix.contract.messages import weights_sha256
 from multimix.data.phantom import write_phantoms
 from tests.deployment.hosts import Host, Network
 from tests.deployment.processes import kill_tree
@@ -191,8 +194,9 @@ class Deployment:
     def results(self, name: str) -> dict[str, object]:
         return json.loads((self.federation / "runs" / name / "results.json").read_text())
 
-    def model(self, name: str) -> bytes:
-        return (self.federation / "runs" / name / "model.safetensors").read_bytes()
+    def model(self, name: str) -> str:
+        """Return the hash of the final weights; the file's own may differ in the order of its remarks."""
+        return weights_sha256(load_file(self.federation / "runs" / name / "model.safetensors"))
 
     def close(self) -> None:
         """Stop what runs: sites first, so that they say goodbye."""

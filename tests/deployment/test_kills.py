@@ -1,6 +1,6 @@
 """Any process of a federation may be killed at any moment: once it is back, the model is that of the undisturbed run.
 
-Kills are drawn from a seed. CI does a few of them, `make chaos` all.
+Kills are drawn from a seed; `make chaos` does them.
 """
 
 import os
@@ -74,7 +74,7 @@ def federation_status(federation, name):
         return None
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_model_after_kills_is_that_of_the_undisturbed_run(federation, undisturbed, seed):

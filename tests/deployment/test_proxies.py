@@ -33,13 +33,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def certificate(folder, name):
-    """Write a self-signed certificate for 127.0.0.1 and its key."""
+def certificate(folder, name, host="127.0.0.1"):
+    """Write a self-signed certificate for an address and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
-    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    address = x509.IPAddress(ipaddress.ip_address(host))
     made = (
         builder.serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
