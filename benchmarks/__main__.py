@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import agent, audit, intake, privacy, site, step, store
+from benchmarks import agent, audit, deployment, intake, privacy, site, step, store
 
 RESULTS = Path(__file__).parent / "results.json"
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +35,7 @@ BENCHMARKS: dict[str, Callable[[], float | dict[str, float]]] = {
     "privacy": privacy.figures,
     "audit": audit.figures,
     "agent": agent.figures,
+    "deployment": deployment.figures,
     "make_run_s": make_run_s,
 }
 
