@@ -1,115 +1,83 @@
 """What a round costs beyond compute, with real processes, TLS and node authentication: ours, and a plain Flower app.
 
-Two sites on this machine's loopback. The plain app is what Flower's documentation shows: FedAvg, train then evaluate,
-torch imported by the ClientApp, SuperLink and SuperNodes with their own settings. It computes nothing, so its whole
-round is overhead. Of ours the seconds that the slower site spent on its order are taken off.
+Two sites on this machine's loopback. Of ours the seconds that the slower site spent on its order are taken off. Of the
+plain app also how much memory Flower's processes take for the weights that pass through them.
 """
 
 import json
 import os
 import statistics
-import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
-from client.connector import command, open_connector
-from multimix.processes import environment, installed
-from server.nodes import is_running, list_nodes, synchronise
-from server.provision.folder import FederationFolder
-from server.running import CONNECTION, superlink_command, write_connection
-from tests.connected_sites import again, federation, joined
+from benchmarks.agent import peak_bytes
+from benchmarks.plain_flower import PlainFlower, plain_flower
 from tests.deployment.federation import QUICK, Deployment, deployment
-from tests.deployment.federation import wait_for as wait
+from tests.deployment.processes import descendants
 
 ROUNDS = 6
 _FIRST_LEFT_OUT = 1  # round: what is imported, priced and compiled once
 SITES = ("phantom-a", "phantom-b")
-_TIMES = "times.json"
-
-_PROJECT = """
-[build-system]
-requires = ["setuptools"]
-build-backend = "setuptools.build_meta"
-[project]
-name = "plain"
-version = "1.0.0"
-license = "Apache-2.0"
-dependencies = []
-[tool.flwr.app]
-publisher = "benchmark"
-fab-include = ["plain/*.py"]
-[tool.flwr.app.components]
-serverapp = "plain.server:app"
-clientapp = "plain.client:app"
-[tool.flwr.app.config]
-out = ""
-rounds = 3
-"""
-
-_CLIENT = """
-import torch
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-
-app = ClientApp()
-
-@app.train()
-def train(message, context):
-    state = message.content["arrays"].to_torch_state_dict()
-    metrics = MetricRecord({"num-examples": 1})
-    return Message(RecordDict({"arrays": ArrayRecord(state), "metrics": metrics}), reply_to=message)
-
-@app.evaluate()
-def evaluate(message, context):
-    metrics = MetricRecord({"num-examples": 1, "loss": float(torch.zeros(1))})
-    return Message(RecordDict({"metrics": metrics}), reply_to=message)
-"""
-
-_SERVER = """
-import json, time
-from pathlib import Path
-import numpy as np
-from flwr.app import ArrayRecord
-from flwr.serverapp import ServerApp
-from flwr.serverapp.strategy import FedAvg
-
-app = ServerApp()
-
-class Timed(FedAvg):
-    times = []
-    def configure_train(self, *arguments, **options):
-        self.times.append(time.time())
-        return super().configure_train(*arguments, **options)
-
-@app.main()
-def main(grid, context):
-    strategy = Timed()
-    arrays = ArrayRecord([np.zeros(1000, np.float32)])
-    strategy.start(grid=grid, initial_arrays=arrays, num_rounds=context.run_config["rounds"])
-    Path(context.run_config["out"]).write_text(json.dumps([*strategy.times, time.time()]))
-"""
+_PAYLOAD = 256 << 20  # bytes of weights that pass through Flower
+_PROGRAMS = ("superlink", "serverapp", "supernode", "clientapp")
 
 
-def round_overhead_plain_flower_s(base: Path) -> float:
+def round_overhead_plain_flower_s(plain: PlainFlower) -> float:
     """Return the median seconds of a round of the plain app."""
-    base.mkdir()
-    folder = federation(base / "federation")
-    sites = [joined(folder, base / name) for name in SITES]
-    folder = again(folder)
-    app, times = _plain_app(base / "app"), base / _TIMES
-    env = _flowers_own(folder.flower)
-    with _plain_flower(folder, sites):
-        write_connection(folder)
-        config = ("-c", f'out="{times}"', "-c", f"rounds={ROUNDS}")
-        subprocess.run([installed("flwr"), "run", str(app), CONNECTION, "--stream", *config],
-                       env=env, check=True, stdout=subprocess.DEVNULL, timeout=600)  # fmt: skip
-        began = json.loads(wait("the plain app has ended", lambda: times.exists() and times.read_text()))  # type: ignore[arg-type]
-    rounds = [after - before for before, after in pairwise(began)]
+    rounds = [after - before for before, after in pairwise(plain.run(rounds=ROUNDS))]
     return statistics.median(rounds[_FIRST_LEFT_OUT:])
+
+
+def flower_memory_ratios(plain: PlainFlower) -> dict[str, float]:
+    """Return by how much 256 MiB of weights raise the peak memory of Flower's processes, over 256 MiB.
+
+    Against a run of the same app, in the same processes, on next to no weights.
+    """
+    with _watched(plain) as without:
+        plain.run(rounds=1)
+    with _watched(plain) as peaks:
+        plain.run(rounds=1, floats=_PAYLOAD // 4)
+    return {f"flower_memory_ratio_{name}": (peaks[name] - without[name]) / _PAYLOAD for name in _PROGRAMS}
+
+
+@contextmanager
+def _watched(plain: PlainFlower) -> Iterator[dict[str, int]]:
+    """Look at the peak memory (bytes) of each kind of process until the end."""
+    peaks: dict[str, int] = dict.fromkeys(_PROGRAMS, 0)
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            for parent in plain.pids:
+                for pid in (parent, *descendants(parent)):
+                    _note(pid, peaks)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield peaks
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _note(pid: int, peaks: dict[str, int]) -> None:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        program = next((name for name in _PROGRAMS if any(_ends(word, name) for word in words[:3])), None)
+        if program:
+            peaks[program] = max(peaks[program], peak_bytes(pid))
+    except (OSError, StopIteration):  # it has ended
+        return
+
+
+def _ends(word: bytes, name: str) -> bool:
+    return word.endswith(f"-{name}".encode())
 
 
 def round_overhead_s(base: Path) -> float:
@@ -132,67 +100,21 @@ def _overheads(made: Deployment) -> list[float]:
     return [each["seconds"] - spent[each["round"]] for each in rounds]  # type: ignore[attr-defined]
 
 
-def _plain_app(path: Path) -> Path:
-    (path / "plain").mkdir(parents=True)
-    (path / "pyproject.toml").write_text(_PROJECT)
-    (path / "plain" / "client.py").write_text(_CLIENT)
-    (path / "plain" / "server.py").write_text(_SERVER)
-    (path / "plain" / "__init__.py").touch()
-    return path
-
-
-@contextmanager
-def _plain_flower(folder: FederationFolder, sites: list[Path]) -> Iterator[None]:
-    """Run SuperLink and SuperNodes as Flower's documentation says, with the certificates and keys of a federation."""
-    words = superlink_command(folder)
-    at = words.index("--database")
-    superlink = [*words[:at], *words[at + 2 :]]
-    with ExitStack() as stack:
-        stack.enter_context(_process(superlink, folder.flower))
-        wait("the SuperLink is up", lambda: is_running(folder))
-        synchronise(folder)
-        for site in sites:
-            connector = open_connector(site / "connector", site / "none.sock", polling="flower")
-            home = site / "home"
-            home.mkdir()
-            stack.enter_context(_process(command(connector), home))
-        wait("the SuperNodes are connected", lambda: sum(node.online for node in list_nodes(folder)) == len(sites))
-        yield
-
-
-@contextmanager
-def _process(words: list[str], home: Path) -> Iterator[None]:
-    with (home / "process.log").open("wb") as log:
-        process = subprocess.Popen(words, env=_flowers_own(home), cwd=home, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
-def _flowers_own(home: Path) -> dict[str, str]:
-    """Return an environment with Flower's own settings, but for what would call home or install."""
-    return environment(
-        HOME=str(home),
-        FLWR_HOME=str(home),
-        OMP_NUM_THREADS="1",
-        FLWR_TELEMETRY_ENABLED="0",
-        FLWR_DISABLE_UPDATE_CHECK="1",
-        FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1",
-    )
-
-
 def figures() -> dict[str, float]:
-    """Return both, measured one after the other, and how busy the machine was with other things before."""
+    """Return all, measured one after the other, and how busy the machine was with other things before."""
     with tempfile.TemporaryDirectory() as folder:
         load = os.getloadavg()[0]
         began = time.perf_counter()
         ours = round_overhead_s(Path(folder) / "ours")
-        plain = round_overhead_plain_flower_s(Path(folder) / "plain")
+        with plain_flower(Path(folder) / "plain", SITES) as flower:
+            plain = round_overhead_plain_flower_s(flower)
+        seconds = time.perf_counter() - began
+        with plain_flower(Path(folder) / "memory", SITES) as flower:
+            memory = flower_memory_ratios(flower)
         return {
             "round_overhead_s": ours,
             "round_overhead_plain_flower_s": plain,
             "round_overhead_load_before": load,
-            "round_overhead_benchmark_s": time.perf_counter() - began,
+            "round_overhead_benchmark_s": seconds,
+            **memory,
         }

@@ -1,18 +1,27 @@
 """Network weights as named float32 arrays: what travels, is hashed, averaged and saved."""
 
-import json
 from pathlib import Path
+from typing import Final, Literal
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from multimix.config import NetworkConfig
+from multimix.config import Frozen, NetworkConfig
 from multimix.contract.messages import Weights
 from multimix.errors import InputError
 from multimix.files import write_atomically
 from multimix.network import MultiMixNetwork
+
+_REMARKS: Final = "multimix"  # one key: safetensors writes several in no fixed order, and the file's hash would change
+
+
+class _Remarks(Frozen):
+    """What a model file says beside its weights."""
+
+    network: NetworkConfig
+    fit: Literal["pad", "stretch"] = "pad"
 
 
 def export(network: MultiMixNetwork) -> Weights:
@@ -30,23 +39,31 @@ def load_into(network: MultiMixNetwork, weights: Weights) -> MultiMixNetwork:
     return network
 
 
-def save_model(path: Path, weights: Weights, config: NetworkConfig, *, fit: str = "pad") -> None:
-    """Write weights, the network's configuration and how images were fitted into the square to one file."""
+def save_model(path: Path, weights: Weights, config: NetworkConfig, *, fit: Literal["pad", "stretch"] = "pad") -> None:
+    """Write weights, the network's configuration and how images were fitted into the square to one file.
+
+    The same model is the same bytes.
+    """
     arrays = {name: np.asarray(value, order="C") for name, value in weights.items()}  # save() takes no other order
-    write_atomically(path, save(arrays, metadata={"network": config.model_dump_json(), "fit": fit}))
+    remarks = _Remarks(network=config, fit=fit)
+    write_atomically(path, save(arrays, metadata={_REMARKS: remarks.model_dump_json()}))
+
+
+def _remarks(metadata: dict[str, str] | None) -> _Remarks:
+    return _Remarks.model_validate_json((metadata or {})[_REMARKS])
 
 
 def saved_fit(path: Path) -> str:
     """Return how the images were fitted that a readable model was trained on: pad or stretch."""
     with safe_open(path, framework="numpy") as file:
-        return str((file.metadata() or {}).get("fit", "pad"))
+        return _remarks(file.metadata()).fit
 
 
 def load_model(path: Path) -> MultiMixNetwork:
     """Read a model written by `save_model`; InputError `model_unreadable` for anything else."""
     try:
         with safe_open(path, framework="numpy") as file:
-            config = NetworkConfig.model_validate(json.loads((file.metadata() or {})["network"]))
+            config = _remarks(file.metadata()).network
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
         return load_into(MultiMixNetwork(config), weights)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:

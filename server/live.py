@@ -4,6 +4,8 @@ Rewritten at every change, also while a round is under way. No figure of a site'
 privacy not even how long a site took.
 """
 
+import base64
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,6 +32,12 @@ PAGE_FILE: Final = "index.html"
 _EVERY_S: Final = 1.0  # at most so often
 _AT_LEAST_EVERY_S: Final = 15.0
 _REFRESH_S: Final = 5
+_OLD_S: Final = 120
+# A killed run cannot say that it is dead: the page looks at its own age.
+_SAY_WHEN_OLD: Final = f"""
+const age = Date.now() - Date.parse(document.body.dataset.written);
+document.getElementById("old").hidden = !(age > {1000 * _OLD_S});
+"""
 
 Doing = Literal["gathering", "training", "comparing", "scoring", "nothing"]
 Standing = Literal["not-connected", "idle", "asked", "answered", "held-back", "silent", "declined", "revoked"]
@@ -63,6 +71,7 @@ class Status(Frozen):
     written: AwareDatetime
     deadline: AwareDatetime | None = None  # of what the sites are asked now
     estimated_end: AwareDatetime | None = None
+    problem: str | None = None  # what ended the run before its end, in words with a reason code
 
     @property
     def answered(self) -> int:
@@ -83,6 +92,13 @@ def read_status(folder: Path) -> Status:
         raise InputError("status_unreadable", f"The run has no {STATUS_FILE} that this version reads.") from None
 
 
+def problem_of(error: BaseException | None) -> str | None:
+    """Put what ended a run into words: our own ones, or the kind of error alone."""
+    if isinstance(error, InputError):
+        return f"{error.reason}: {error}"
+    return type(error).__name__ if error else None
+
+
 def _now() -> datetime:
     return datetime.now(UTC)
 
@@ -99,6 +115,7 @@ class Live:
     doing: Doing = "gathering"
     now: Callable[[], datetime] = _now
     _began: datetime = field(init=False)
+    _problem: str | None = None
     _seen: dict[str, datetime] = field(default_factory=dict)
     _written: Status | None = None
     _due_s: float = 0.0
@@ -118,6 +135,7 @@ class Live:
 
     def __exit__(self, _type: object, error: BaseException | None, _trace: TracebackType | None) -> None:
         self.doing = "nothing"
+        self._problem = problem_of(error)
         self._write("stopped" if error else "finished")
 
     def begin(self, doing: Doing, state: JobState) -> None:
@@ -148,6 +166,7 @@ class Live:
             written=now,
             deadline=now + left if left is not None and run == "running" else None,
             estimated_end=self._estimated_end(now) if run == "running" else None,
+            problem=self._problem,
         )
 
     def _estimated_end(self, now: datetime) -> datetime | None:
@@ -234,7 +253,12 @@ def _same(status: Status, before: Status) -> bool:
 def page(status: Status, *, has_report: bool) -> str:
     """Return the page for people: one file that fetches nothing and loads itself anew while the run goes on."""
     return _TEMPLATE.render(
-        status=status, report=REPORT_FILE if has_report else None, refresh_s=_REFRESH_S, words=_WORDS | WAITING
+        status=status,
+        report=REPORT_FILE if has_report else None,
+        refresh_s=_REFRESH_S,
+        words=_WORDS | WAITING,
+        script=_SAY_WHEN_OLD,
+        script_hash=base64.b64encode(hashlib.sha256(_SAY_WHEN_OLD.encode()).digest()).decode(),
     )
 
 

@@ -37,10 +37,22 @@ def lines_of(seen: dict[str, Any]) -> list[str]:
     if run is None:
         return [*lines, "run          none yet: multimix-server run"]
     lines.append(f"run          {run['name']}: {run['state']}, {run['doing']}, round {run['round']} of {run['rounds']}")
+    if run["problem"]:
+        lines.append(f"  {run['problem']}")
     for name, site in run["sites"].items():
         reason = f" ({site['reason']})" if site["reason"] else ""
         lines.append(f"  {name}: {site['standing']}{reason}")
     return lines
+
+
+def why_stopped(run: Path) -> list[str]:
+    """Return what the run's own files say of its early end; the log of a run that died with its process is cut off."""
+    status = _readable(run)
+    if status is None:
+        return ["The run wrote no status: what the server said is in its own log."]
+    if status.problem:
+        return [status.problem]
+    return [] if status.state == "finished" else [f"The run was cut off after round {status.round}."]
 
 
 def _standing(site: dict[str, Any]) -> str:

@@ -173,6 +173,10 @@ def _finish(folder: FederationFolder, name: str, code: int) -> None:
     if code == 0:
         show(f"report: {folder.runs / name / 'report.html'}")
         return
+    from server.overview import why_stopped  # noqa: PLC0415  (flwr)
+
+    for line in why_stopped(folder.runs / name):
+        say(line)
     say(f"run {name} stopped early; to go on after its last round: multimix-server resume {name}")
     raise typer.Exit(_FAILED)
 

@@ -26,13 +26,18 @@ http {{
 """
 
 
-@contextmanager
-def nginx_before(folder: FederationFolder, base: Path) -> Iterator[None]:
-    """Run nginx with the federation's configuration; `base` is where it keeps its files."""
+def nginx_command(folder: FederationFolder, base: Path) -> list[str]:
+    """Write nginx's files and return the command that runs it in the foreground."""
     base.mkdir()
     (base / "multimix.conf").write_text(proxy_configuration(folder))
     (base / "nginx.conf").write_text(_AROUND.format(base=base, user=" user root;" if os.getuid() == 0 else ""))
-    process = subprocess.Popen([NGINX, "-p", str(base), "-c", str(base / "nginx.conf")])
+    return [str(NGINX), "-p", str(base), "-c", str(base / "nginx.conf")]
+
+
+@contextmanager
+def nginx_before(folder: FederationFolder, base: Path) -> Iterator[None]:
+    """Run nginx with the federation's configuration; `base` is where it keeps its files."""
+    process = subprocess.Popen(nginx_command(folder, base))
     try:
         _wait_until_it_answers(folder, process)
         yield

@@ -81,6 +81,13 @@ def test_a_saved_model_comes_back_with_its_configuration(tmp_path, config):
     assert {k: v.tobytes() for k, v in export(loaded).items()} == {k: v.tobytes() for k, v in weights.items()}
 
 
+def test_the_same_model_is_the_same_bytes(tmp_path):
+    weights = export(tiny_network())
+    for name in "abcdef":
+        save_model(tmp_path / name, weights, tiny_config(), fit="stretch")
+    assert len({(tmp_path / name).read_bytes() for name in "abcdef"}) == 1
+
+
 def garbage(path):
     path.write_bytes(b"\x00garbage" * 100)
 
@@ -118,7 +125,7 @@ def half_precision(path):
     from safetensors.torch import save_file as save_torch
 
     tensors = {name: p.detach().bfloat16() for name, p in new_network(tiny_config(), 1).named_parameters()}
-    save_torch(tensors, path, metadata={"network": tiny_config().model_dump_json()})
+    save_torch(tensors, path, metadata={"multimix": f'{{"network": {tiny_config().model_dump_json()}}}'})
 
 
 @pytest.mark.parametrize(
@@ -130,9 +137,9 @@ def half_precision(path):
         folder,
         truncated,
         foreign_metadata(None),
-        foreign_metadata({"network": "no json"}),
-        foreign_metadata({"network": "[1]"}),
-        foreign_metadata({"network": '{"width": 1000}'}),
+        foreign_metadata({"multimix": "no json"}),
+        foreign_metadata({"multimix": "[1]"}),
+        foreign_metadata({"multimix": '{"network": {"width": 1000}}'}),
         other_shapes,
         half_precision,
     ],

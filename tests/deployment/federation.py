@@ -20,14 +20,16 @@ from safetensors.numpy import load_file
 
 from multimix.contract.messages import weights_sha256
 from multimix.data.phantom import write_phantoms
+from server.provision.folder import open_federation
 from tests.deployment.hosts import Host, Network
 from tests.deployment.processes import kill_tree
+from tests.nginx import nginx_command
 from tests.orthanc import free_port
 
 BIN = Path(sys.executable).parent
 SIZE = 32
 QUICK = ("rounds=2", "local-steps=2", f"image-size={SIZE}", "width=2", "images-per-group=2", "deadline-s=120")
-PRIVATE = ("dp=patient", "dp-epsilon=8", "dp-sampling-rate=0.5", "dp-images-per-patient=1")
+PRIVATE = ("dp=patient", "dp-epsilon=8", "dp-delta=0.001", "dp-sampling-rate=0.5", "dp-images-per-patient=1")
 PATIENTS = 24
 _START_S = 90.0
 
@@ -47,6 +49,21 @@ def wait_for(what: str, true: Callable[[], object], *, within_s: float = _START_
             return found
         time.sleep(0.2)
     raise AssertionError(f"not within {within_s:.0f} s: {what}")
+
+
+@dataclass(frozen=True)
+class Held:
+    """The images of a hospital, and what it declares of them."""
+
+    manifest: Path
+    image_size: int = SIZE
+    patients: int = PATIENTS
+    normal: int = 10
+    pneumonia: int = 10
+    masks: int = 10
+
+
+Images = Callable[[str], Held]
 
 
 @dataclass
@@ -142,6 +159,8 @@ class Deployment:
         command = (str(BIN / "multimix-server"), "start", "-f", str(self.federation))
         started = self.start("server", "server", *command)
         wait_for("the server is up", lambda: "server up" in started.said.replace("\n", " "))
+        if self.network and "proxy" not in self.programs:
+            self.start("proxy", "proxy", *nginx_command(open_federation(self.federation), self.folder / "nginx"))
         return started
 
     def start_agent(self, site: str) -> Program:
@@ -212,42 +231,58 @@ def _options(values: tuple[str, ...]) -> list[str]:
 
 @contextmanager
 def deployment(
-    folder: Path, sites: tuple[str, ...], *, network: Network | None = None, private: bool = True
+    folder: Path,
+    sites: tuple[str, ...],
+    *,
+    network: Network | None = None,
+    private: bool = True,
+    images: Images | None = None,
 ) -> Iterator[Deployment]:
-    """Set a federation up, from nothing to sites that can be started, and stop what was started."""
+    """Set a federation up, from nothing to sites that can be started, and stop what was started.
+
+    In a network the server is behind nginx on a host of its own. Hospitals hold phantoms unless `images` says where each one's are.
+    """
     made = Deployment(folder, sites, network)
     if network:
-        made.address = network.host("server").address
+        made.address = network.host("proxy").address
     try:
         set_up_server(made)
-        phantoms = write_phantoms(folder / "phantoms", hospitals=len(sites), patients=PATIENTS, image_size=64, seed=0)
+        images = images or phantoms(folder / "phantoms", len(sites))
         for site in sites:
-            set_up_site(made, site, phantoms, private=private)
+            set_up_site(made, site, images(site), private=private)
         yield made
     finally:
         made.close()
 
 
+def phantoms(folder: Path, hospitals: int) -> Images:
+    """Draw the images of small hospitals."""
+    manifest = write_phantoms(folder, hospitals=hospitals, patients=PATIENTS, image_size=64, seed=0)
+    return lambda site: Held(rows_of(manifest, site))
+
+
 def set_up_server(made: Deployment) -> None:
     where = f"{made.address}:{made.port}"
-    bind = ("--bind-host", made.address, "--bind-port", str(made.port))
+    server = made.host("server")
+    bind = ("--bind-host", server.address if server else made.address, "--bind-port", str(made.port))
     made.fingerprint = json.loads(made.server("init", where, *bind, "--json").stdout)["fingerprint"]
 
 
-def set_up_site(made: Deployment, site: str, phantoms: Path, *, private: bool) -> None:
+def set_up_site(made: Deployment, site: str, held: Held, *, private: bool) -> None:
     """Kit, join, images, admission; a site that trains openly has its officer's signature."""
     kit = made.folder / f"{site}.kit.zip"
     made.server("kit", site, "--out", str(kit))
-    declared = ("--declared-patients", str(PATIENTS), "--declared-normal", "10", "--declared-pneumonia", "10",
-                "--declared-masks", "10", "--epsilon-per-run", "50", "--epsilon-lifetime", "50", "--delta", "0.001")  # fmt: skip
+    declared = ("--declared-patients", str(held.patients), "--declared-normal", str(held.normal),
+                "--declared-pneumonia", str(held.pneumonia), "--declared-masks", str(held.masks),
+                "--epsilon-per-run", "50", "--epsilon-lifetime", "50", "--delta", "0.001")  # fmt: skip
     officer = folder_of_officer(made, site)
-    made.at(site, "join", str(kit), "--fingerprint", made.fingerprint, "--image-size", str(SIZE), *declared,
+    made.at(site, "join", str(kit), "--fingerprint", made.fingerprint, "--image-size", str(held.image_size), *declared,
             "--officer-key", officer)  # fmt: skip
     relax(made.site_folder(site), private=private)
     if not private:
         key = made.folder / f"{site}.officer"
         made.at(site, "officer", "allow", "non-private", "--key", str(key), "--text", "Synthetic images.", "--yes")
-    made.at(site, "intake", str(rows_of(phantoms, site)))
+    made.at(site, "intake", str(held.manifest))
     made.server("admit", site, str(made.site_folder(site) / "connector" / "node.pub"))
 
 

@@ -10,6 +10,7 @@ from server.exchange import Post
 from server.job import Job, run_job
 from server.live import PAGE_FILE, STATUS_FILE, SiteStatus, Status, page, read_status
 from server.production import Production
+from tests.browser import load_in_browser
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +104,8 @@ def test_how_long_a_site_took_is_withheld_under_privacy(run, tmp_path):
 
 def test_text_in_the_page_is_escaped_and_nothing_is_fetched():
     html = page(_status(title="<script>alert(1)</script>"), has_report=False)
-    assert "<script>" not in html
+    assert html.count("<script>") == 1  # its own, by its hash
+    assert "&lt;script&gt;alert(1)" in html
     assert "default-src 'none'" in html
     assert "http://" not in html.replace("http-equiv", "")
 
@@ -125,3 +127,33 @@ def test_a_status_that_is_missing_or_of_another_schema_is_refused(tmp_path):
 def test_a_status_that_cannot_be_written_stops_no_run(run, tmp_path):
     (tmp_path / "run" / STATUS_FILE).mkdir(parents=True)  # nothing can be renamed over a folder
     assert run(_network()).status == "finished"
+
+
+def test_a_run_that_too_few_sites_could_train_for_says_why(run, tmp_path):
+    network = FakeNetwork([FakeSite(card(name), misbehaves={1: refuses("dp_delta")}) for name in "ab"])
+    with pytest.raises(InputError):
+        run(network)
+    assert "a: dp_delta, b: dp_delta" in read_status(tmp_path / "run").problem
+    assert "dp_delta" in (tmp_path / "run" / PAGE_FILE).read_text()
+
+
+def _in_browser(status, folder):
+    (folder / PAGE_FILE).write_text(page(status, has_report=False))
+    return load_in_browser(folder / PAGE_FILE, folder / "profile")
+
+
+@pytest.mark.browser
+def test_a_browser_shows_the_page_without_complaint(tmp_path):
+    sites = {"<b>site</b>": SiteStatus(standing="held-back", connected=True, reason="job_not_approved")}
+    dom, console = _in_browser(_status(sites=sites, written=datetime.now(UTC)), tmp_path)
+    assert console == []
+    assert '<dd id="rounds">1 of 3</dd>' in dom
+    assert "&lt;b&gt;site&lt;/b&gt;" in dom
+    assert "its people have not approved this job yet" in dom
+    assert 'id="old" class="bad" hidden=""' in dom
+
+
+@pytest.mark.browser
+def test_the_page_of_a_killed_run_says_in_a_browser_that_nothing_was_written(tmp_path):
+    dom, _ = _in_browser(_status(), tmp_path)
+    assert 'id="old" class="bad">' in dom
