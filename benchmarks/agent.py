@@ -69,9 +69,9 @@ def agent_memory_ratio_1gb() -> float:
         weights_sha256=weights_sha256(weights),
     )
     with tempfile.TemporaryDirectory() as folder, _process("echo", Path(folder)) as process:
-        idle = peak_bytes(process.pid)
+        idle = _peak_bytes(process.pid)
         trained = _remote(Path(folder)).train(sign(plan, simulation_key(0)), weights)
-        peak = peak_bytes(process.pid)
+        peak = _peak_bytes(process.pid)
     if weights_sha256(trained.weights) != plan.weights_sha256:
         raise RuntimeError("other weights came back")
     return (peak - idle) / GIB
@@ -104,7 +104,7 @@ def _remote(folder: Path) -> "RemoteSite":
     return RemoteSite(folder / "socket" / "agent.sock")
 
 
-def peak_bytes(process: int) -> int:
+def _peak_bytes(process: int) -> int:
     """Return a process's peak resident memory: VmHWM of proc(5), in KiB."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

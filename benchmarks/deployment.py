@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
-from benchmarks.agent import peak_bytes
 from benchmarks.plain_flower import PlainFlower, plain_flower
 from tests.deployment.federation import QUICK, Deployment, deployment
 from tests.deployment.processes import descendants
@@ -24,7 +23,6 @@ ROUNDS = 6
 _FIRST_LEFT_OUT = 1  # round: what is imported, priced and compiled once
 SITES = ("phantom-a", "phantom-b")
 _PAYLOAD = 256 << 20  # bytes of weights that pass through Flower
-_PROGRAMS = ("superlink", "serverapp", "supernode", "clientapp")
 
 
 def round_overhead_plain_flower_s(plain: PlainFlower) -> float:
@@ -36,26 +34,26 @@ def round_overhead_plain_flower_s(plain: PlainFlower) -> float:
 def flower_memory_ratios(plain: PlainFlower) -> dict[str, float]:
     """Return by how much 256 MiB of weights raise the peak memory of Flower's processes, over 256 MiB.
 
-    Against a run of the same app, in the same processes, on next to no weights.
+    Of all processes at the server (SuperLink, ServerApp) and at one site (SuperNode, ClientApp) together, against a
+    run of the same app in the same SuperLink and SuperNodes on next to no weights. The server has those of two sites.
     """
     with _watched(plain) as without:
         plain.run(rounds=1)
     with _watched(plain) as peaks:
         plain.run(rounds=1, floats=_PAYLOAD // 4)
-    return {f"flower_memory_ratio_{name}": (peaks[name] - without[name]) / _PAYLOAD for name in _PROGRAMS}
+    return {f"flower_memory_ratio_{name}": (peaks[name] - without[name]) / _PAYLOAD for name in peaks}
 
 
 @contextmanager
 def _watched(plain: PlainFlower) -> Iterator[dict[str, int]]:
-    """Look at the peak memory (bytes) of each kind of process until the end."""
-    peaks: dict[str, int] = dict.fromkeys(_PROGRAMS, 0)
+    """Look at the most memory (bytes) that the server's and a site's processes take at once, until the end."""
+    peaks = {"server": 0, "site": 0}
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(0.05):
-            for parent in plain.pids:
-                for pid in (parent, *descendants(parent)):
-                    _note(pid, peaks)
+            for name, parent in zip(peaks, plain.pids, strict=False):
+                peaks[name] = max(peaks[name], sum(map(_resident_bytes, (parent, *descendants(parent)))))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -66,18 +64,11 @@ def _watched(plain: PlainFlower) -> Iterator[dict[str, int]]:
         watcher.join()
 
 
-def _note(pid: int, peaks: dict[str, int]) -> None:
+def _resident_bytes(pid: int) -> int:
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        program = next((name for name in _PROGRAMS if any(_ends(word, name) for word in words[:3])), None)
-        if program:
-            peaks[program] = max(peaks[program], peak_bytes(pid))
-    except (OSError, StopIteration):  # it has ended
-        return
-
-
-def _ends(word: bytes, name: str) -> bool:
-    return word.endswith(f"-{name}".encode())
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # it has ended
+        return 0
 
 
 def round_overhead_s(base: Path) -> float:

@@ -41,7 +41,8 @@ def connect_command(
     It needs neither images nor torch, and reads nothing but its own folder. HTTPS_PROXY and NO_PROXY are honoured. Stop
     it with Ctrl-C or SIGTERM; the server then knows at once that the site is away.
 
-    Exit codes: 0 stopped, 1 the SuperNode ended (with --once), 2 the folder is not complete, or a connector runs here.
+    Exit codes: 0 stopped, 1 (with --once) it could not connect, or the connection ended, 2 the folder is not complete,
+    or a connector runs here.
     """
     with discreet(), stop_signals() as stopped:
         folder, socket = folder or site / "connector", socket or site / "socket" / "agent.sock"

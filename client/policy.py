@@ -36,6 +36,7 @@ class SitePolicy(Frozen):
     minimum_cohort: Annotated[int, Field(ge=1)] = 10  # smallest cell in statistics that leave
     release_evaluation: bool = False  # exact figures over patients held back from training
     release_mean_mask: bool = True
+    share_budget: bool = False  # the card tells what share of the lifetime's epsilon is left; no image decides it
     pictures: Annotated[int, Field(ge=0)] = 0  # predictions on images that may leave: 0 at a real hospital
 
 

@@ -339,5 +339,6 @@ approve_jobs = true                       # each job waits for: multimix-site ap
 # maximum_clip_norm = 10.0                # a larger bound on one patient's gradient is refused
 # minimum_noise_multiplier = 0.5          # less noise, in units of that bound, is refused
 # minimum_expected_patients = 10          # fewer patients in a step, on average, are refused
+# share_budget = false                    # true: the coordinator sees what share of the lifetime's epsilon is left
 # release_evaluation = false              # true: exact figures over patients held back from training may leave
 """

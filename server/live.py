@@ -53,6 +53,7 @@ class SiteStatus(Frozen):
     seconds: float | None = None  # from order to answer, in the exchange under way or the last one; not under privacy
     last_round: SiteState | None = None
     last_reason: str | None = None
+    budget_left: float | None = None  # share of the lifetime's epsilon when its card came, where it tells
 
 
 class Status(Frozen):
@@ -199,7 +200,12 @@ class Live:
             seconds=took if self.config.dp == "none" and standing == "answered" else None,
             last_round=last.state if last else None,
             last_reason=last.reason if last else None,
+            budget_left=self._budget_left(name),
         )
+
+    def _budget_left(self, name: str) -> float | None:
+        card = self.federation.cards.get(name) if self.federation else None
+        return card.budget_left if card else None
 
     def _standing(self, name: str, node: int, errand: Errand | None) -> tuple[Standing, str | None]:
         if (outside := self._outside(name, node)) is not None:
@@ -257,6 +263,7 @@ def page(status: Status, *, has_report: bool) -> str:
         report=REPORT_FILE if has_report else None,
         refresh_s=_REFRESH_S,
         words=_WORDS | WAITING,
+        shares=any(site.budget_left is not None for site in status.sites.values()),
         script=_SAY_WHEN_OLD,
         script_hash=base64.b64encode(hashlib.sha256(_SAY_WHEN_OLD.encode()).digest()).decode(),
     )

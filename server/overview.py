@@ -41,7 +41,8 @@ def lines_of(seen: dict[str, Any]) -> list[str]:
         lines.append(f"  {run['problem']}")
     for name, site in run["sites"].items():
         reason = f" ({site['reason']})" if site["reason"] else ""
-        lines.append(f"  {name}: {site['standing']}{reason}")
+        left = "" if site["budget_left"] is None else f", {site['budget_left']:.0%} of its budget left"
+        lines.append(f"  {name}: {site['standing']}{reason}{_last(site)}{left}")
     return lines
 
 
@@ -53,6 +54,13 @@ def why_stopped(run: Path) -> list[str]:
     if status.problem:
         return [status.problem]
     return [] if status.state == "finished" else [f"The run was cut off after round {status.round}."]
+
+
+def _last(site: dict[str, Any]) -> str:
+    """Say how a site's last round ended where it was not accepted."""
+    if site["last_round"] in (None, "accepted"):
+        return ""
+    return f", last round {site['last_round']} ({site['last_reason']})"
 
 
 def _standing(site: dict[str, Any]) -> str:

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Final
 
 from multimix.errors import InputError
@@ -17,7 +16,7 @@ from server.log import log
 from server.metrics import serve_metrics
 from server.nodes import is_running, local_address, synchronise
 from server.provision.folder import FILE, FederationFolder, open_federation
-from server.provision.rotation import expiring
+from server.provision.rotation import check_in_force, expiring, utcnow
 
 CONNECTION: Final = "federation"  # the name of the SuperLink in Flower's config.toml
 _READY_S: Final = 60.0
@@ -73,8 +72,9 @@ def serve(folder: FederationFolder, stopped: threading.Event, *, metrics_port: i
     """Run the SuperLink until `stopped`, again when it dies; return its last exit code.
 
     Raises:
-        InputError: `server_running`, `port_taken`, `authority_unusable`, and as `certificates_of`.
+        InputError: `server_running`, `port_taken`, `authority_unusable`, and as `check_in_force`.
     """
+    check_in_force(folder, utcnow())
     folder.flower.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.runs.mkdir(mode=0o700, exist_ok=True)
     with _alone(folder), serve_metrics(folder.path, metrics_port):
@@ -141,7 +141,7 @@ def _say_ended(code: int, pause_s: float) -> None:
 
 
 def _warn_of_certificates(folder: FederationFolder) -> None:
-    for certificate in expiring(folder, datetime.now(UTC)):
+    for certificate in expiring(folder, utcnow()):
         log.warning("%s: %s (%d days left)", certificate.name, certificate.state, certificate.days_left)
 
 

@@ -18,6 +18,7 @@ from multimix.processes import installed
 from server.checkpoint import FILE as CHECKPOINT
 from server.nodes import is_running, runs_going_on, stop_run
 from server.provision.folder import FederationFolder
+from server.provision.rotation import check_in_force, utcnow
 from server.results import read_results
 from server.running import CONNECTION, flower_environment, write_connection
 
@@ -39,7 +40,7 @@ def start_run(folder: FederationFolder, name: str, values: Mapping[str, Scalar],
 
     Raises:
         RunConfigError: a key or value cannot be used.
-        InputError: `run_name`, `run_exists`, `run_active`, `superlink_away`, `app_root`.
+        InputError: `run_name`, `run_exists`, `run_active`, `superlink_away`, `app_root`, as `check_in_force`.
     """
     _check(folder, name, app)
     if _kept(folder, name).exists() or (folder.runs / name).exists():
@@ -60,7 +61,7 @@ def resume_run(folder: FederationFolder, name: str, *, app: Path = APP_ROOT) -> 
     What is left of it, after a crash, is stopped first.
 
     Raises:
-        InputError: `run_unknown`, `run_active`, `superlink_away`, `app_root`, `run_still_stopping`.
+        InputError: `run_unknown`, `run_active`, `superlink_away`, `app_root`, `run_still_stopping`, as `check_in_force`.
     """
     _check(folder, name, app)
     try:
@@ -111,6 +112,7 @@ def _check(folder: FederationFolder, name: str, app: Path) -> None:
     if not (app / "pyproject.toml").exists():
         raise InputError("app_root", f"{app} holds no Flower app: give a checkout of the repository with --app.")
     if not is_running(folder):
+        check_in_force(folder, utcnow())  # else it seems to be away
         raise InputError(
             "superlink_away", "The federation's server does not answer here. Start it: multimix-server start."
         )

@@ -6,6 +6,7 @@ weights. Then `Site` judges it as ever: policy, hashes, replays, budget. Errors 
 """
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -161,12 +162,20 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             with _discreet():
                 check_protocol(request.protocol)
                 check_taking_part(self._control())
-                card = self._served().site.describe().model_dump_json()
+                card = self._card().model_dump_json()
         except Refused as refused:
             self._records.write(seen, "refused", refused.reason)
             return DescribeReply(refusal=Refusal(reason=refused.reason, detail=refused.detail))
         self._records.write(seen, "answered")
         return DescribeReply(card=card)
+
+    def _card(self) -> SiteCard:
+        served = self._served()
+        card = served.site.describe()
+        spent = self._records.epsilon_fraction() if served.policy.share_budget else None
+        if spent is None:
+            return card
+        return card.model_copy(update={"budget_left": max(0, math.floor(100 * (1 - spent))) / 100})
 
     def Train(self, request_iterator: Iterator[OrderPart], context: grpc.ServicerContext) -> Iterator[ReplyPart]:  # noqa: N802
         """Train for a round."""

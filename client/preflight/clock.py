@@ -4,17 +4,21 @@ import ctypes
 import sys
 import time
 from collections.abc import Iterable
-from datetime import UTC
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from client.preflight.lines import Line
 
-WARN_S = 30
-FAIL_S = 300
+BEHIND_WARN_S, BEHIND_FAIL_S = 30, 300
+AHEAD_WARN_S, AHEAD_FAIL_S = (
+    2,
+    6,
+)  # the server takes no signature from more than 5 s in its future, or 305 s in its past
 _EARLIEST = 1_767_225_600.0  # 2026-01-01 UTC in seconds since 1970: this program did not exist before
 _SYNCHRONISED_BELOW_MICROSECONDS = 16_000_000  # as systemd: the kernel's error estimate grows to this when unattended
 _FIX = "Switch on time synchronisation: `timedatectl set-ntp true`, or chrony with the hospital's time server."
+_OR_THEIRS = "If this machine's clock is right, the server's is wrong: tell the coordinator."
 
 
 class _Timex(ctypes.Structure):
@@ -47,7 +51,15 @@ def clock(
 
 
 def clock_against(server_date: str, *, now: float | None = None) -> Line:
-    """Compare the clock with an HTTP Date header, which has whole seconds: over 30 s warns, over 300 s fails."""
+    """Compare the clock with an HTTP Date header, which has whole seconds.
+
+    It fails where Flower's SuperLink would refuse every message of this machine (`clock_wrong`): each is signed with
+    its time.
+
+    Args:
+        server_date: Of the server's answer.
+        now: Seconds since 1970 when it was asked, so that a slow answer never makes the clock seem ahead.
+    """
     now = time.time() if now is None else now
     try:
         parsed = parsedate_to_datetime(server_date)
@@ -56,10 +68,18 @@ def clock_against(server_date: str, *, now: float | None = None) -> Line:
         return Line("clock", "WARN", "The server's time could not be understood.", "Tell the coordinator.")
     difference_s = now - server
     direction = "ahead of" if difference_s > 0 else "behind"
-    found = f"This machine's clock is {abs(difference_s):.0f} s {direction} the server's."
-    if abs(difference_s) > FAIL_S:
-        return Line("clock", "FAIL", found, _FIX)
-    return Line("clock", "WARN", found, _FIX) if abs(difference_s) > WARN_S else Line("clock", "PASS", found)
+    found = f"This machine's clock is {abs(difference_s):.0f} s {direction} the server's"
+    if -BEHIND_WARN_S <= difference_s <= AHEAD_WARN_S:
+        return Line("clock", "PASS", f"{found}.")
+    if -BEHIND_FAIL_S <= difference_s <= AHEAD_FAIL_S:
+        return Line("clock", "WARN", f"{found}.", _FIX)
+    return Line(
+        "clock", "FAIL", f"{found}: {_time(now)} here, {_time(server)} there (clock_wrong).", _FIX_OURS_OR_THEIRS
+    )
+
+
+def _time(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def newest_install(folders: Iterable[str] | None = None) -> float:
@@ -87,7 +107,7 @@ def read_maximum_error() -> int | None:
 def _plausible(now: float, installed: float) -> Line:
     if now < _EARLIEST:
         return Line("clock", "FAIL", "The clock shows a time before this program was made.", _FIX)
-    if now < installed - FAIL_S:
+    if now < installed - BEHIND_FAIL_S:
         return Line("clock", "FAIL", "The clock shows a time before the newest package was installed.", _FIX)
     return Line("clock", "PASS", "The clock shows a plausible time.")
 

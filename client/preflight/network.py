@@ -6,6 +6,7 @@ Nothing is sent but TLS handshakes and one `HEAD /`. Findings show neither addre
 import base64
 import os
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -41,7 +42,7 @@ def reachability(
 ) -> list[Line]:
     """Resolve, connect, shake hands and compare clocks; the first failure ends the list.
 
-    The finding of each FAIL but the clock's ends with a reason code in brackets, such as `(tls_intercepted)`.
+    The finding of each FAIL ends with a reason code in brackets, such as `(tls_intercepted)`.
 
     Args:
         address: "host:port".
@@ -62,10 +63,11 @@ def reachability(
         lines.append(_resolve(server))
         _connect(server).close()
         lines.append(Line("connection", "PASS", "The server's port accepts connections."))
+        asked = time.time()
         seen, date = shake_hands(lambda: _connect(server), host, context, pinned=ca is not None, timeout_s=timeout_s)
     except Stopped as stopped:
         return [*lines, stopped.line]
-    return [*lines, *seen, clock_against(date)] if date else [*lines, *seen]
+    return [*lines, *seen, clock_against(date, now=asked)] if date else [*lines, *seen]
 
 
 def _parse(address: str) -> tuple[str, int]:

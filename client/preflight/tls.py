@@ -23,6 +23,9 @@ _MOST_NAME_CHARACTERS = 64
 _EXPIRES_SOON_S = 14 * 86_400
 _NOT_YET_VALID, _EXPIRED, _WRONG_HOST, _WRONG_IP = 9, 10, 62, 64  # OpenSSL's X509_V_ERR_*
 _NOT_TLS = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"}
+_CLOCK = "Look at this machine's clock first (`timedatectl`), and set it if it is wrong."
+_RENEW = "If it is right: the coordinator runs `multimix-server rotate` and restarts the server."
+_RENEW_AUTHORITY = "If it is right: the coordinator runs `multimix-server rotate --ca` and sends this site a new kit."
 _EXEMPT = "Ask the network team to exempt the server's name from TLS inspection; if they do not inspect, ask the "
 
 
@@ -61,7 +64,7 @@ def shake_hands(
             request = f"HEAD / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode("ascii")
             return lines, _date(exchange(secure, request, timeout_s))
     except ssl.SSLCertVerificationError as error:
-        raise _distrust(error.verify_code, _presented(connect, host), pinned=pinned) from None
+        raise _distrust(error.verify_code, _presented(connect, host), context, pinned=pinned) from None
     except ssl.SSLEOFError:
         raise _closed() from None
     except ssl.SSLError as error:
@@ -124,17 +127,13 @@ def _trusted(certificate: x509.Certificate | None, *, pinned: bool) -> list[Line
     return lines
 
 
-def _distrust(verify_code: int, certificate: x509.Certificate | None, *, pinned: bool) -> Stopped:
+def _distrust(
+    verify_code: int, certificate: x509.Certificate | None, context: ssl.SSLContext, *, pinned: bool
+) -> Stopped:
     """Tell apart why the chain was not verified; OpenSSL looks at the authority before host name and dates."""
     shown = _shown(certificate)
-    if verify_code == _EXPIRED:
-        finding = f"A certificate of the server or of its authority has expired ({shown}) (tls_expired)."
-        return Stopped(
-            "tls", finding, "See that this machine's clock is right; then ask the coordinator for a renewal."
-        )
-    if verify_code == _NOT_YET_VALID:
-        finding = f"By this machine's clock the server's certificate is not valid yet ({shown}) (tls_not_yet_valid)."
-        return Stopped("tls", finding, "Set this machine's clock; if it is right, tell the coordinator.")
+    if verify_code in {_EXPIRED, _NOT_YET_VALID}:
+        return _out_of_date(certificate, context, datetime.now(UTC), expired=verify_code == _EXPIRED)
     if verify_code in {_WRONG_HOST, _WRONG_IP}:
         finding = f"The server's certificate is for another name than the one asked for ({shown}) (tls_wrong_host)."
         return Stopped("tls", finding, "Use the server's name exactly as in the kit; otherwise tell the coordinator.")
@@ -146,6 +145,42 @@ def _distrust(verify_code: int, certificate: x509.Certificate | None, *, pinned:
         return Stopped("tls", finding, f"{_EXEMPT}coordinator for a new kit, by telephone rather than by this network.")
     finding = f"No authority that this machine trusts signed the server's certificate ({shown}) (tls_untrusted)."
     return Stopped("tls", finding, "Pin the authority of the coordinator's kit in the site's configuration.")
+
+
+def _out_of_date(
+    certificate: x509.Certificate | None, context: ssl.SSLContext, now: datetime, *, expired: bool
+) -> Stopped:
+    """Name the certificate, its date and this machine's: either may be wrong, and only a person can tell which."""
+    name, blamed, renewal = _blamed(certificate, context, now)
+    dated = "is out of date"
+    if blamed is not None and expired:
+        dated = f"was valid until {_time(blamed.not_valid_after_utc)}"
+    elif blamed is not None:
+        dated = f"is valid from {_time(blamed.not_valid_before_utc)}"
+    reason = "tls_expired" if expired else "tls_not_yet_valid"
+    clock = f"this machine's clock, which may be wrong, says {_time(now)}"
+    return Stopped("tls", f"{name} {dated}, and {clock} ({_shown(certificate)}) ({reason}).", f"{_CLOCK} {renewal}")
+
+
+def _blamed(
+    certificate: x509.Certificate | None, context: ssl.SSLContext, now: datetime
+) -> tuple[str, x509.Certificate | None, str]:
+    """Return which certificate is out of date, in words too, and how the coordinator renews it."""
+    if certificate is not None and not _is_valid(certificate, now):
+        return "The server's certificate", certificate, _RENEW
+    for each in context.get_ca_certs(binary_form=True):
+        trusted = x509.load_der_x509_certificate(each)
+        if certificate is not None and trusted.subject == certificate.issuer:
+            return "The certificate of the federation's authority", trusted, _RENEW_AUTHORITY
+    return "A certificate of the server or of its authority", None, _RENEW
+
+
+def _is_valid(certificate: x509.Certificate, now: datetime) -> bool:
+    return certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
+
+
+def _time(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M} UTC"
 
 
 def _no_handshake(reason: str) -> Stopped:

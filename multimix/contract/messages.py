@@ -65,6 +65,8 @@ class SiteCard(Frozen):
     # Patients by view, number of images, longest side and brightness, in coarse cells; those withheld are named only.
     histograms: dict[Name, dict[Name, Count]] = Field(default_factory=dict)
     withheld: tuple[Name, ...] = ()
+    # Share of the lifetime's epsilon that is left, rounded down, where the hospital lets it be known.
+    budget_left: Annotated[float, Field(ge=0, le=1)] | None = None
     data_fingerprint: Short
     software: dict[Name, Short]
 

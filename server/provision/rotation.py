@@ -156,6 +156,36 @@ def expiring(folder: FederationFolder, now: datetime) -> list[Expiry]:
     return [each for each in certificates_of(folder, now) if each.needed and each.state != "good"]
 
 
+def check_in_force(folder: FederationFolder, now: datetime) -> None:
+    """Refuse a certificate in use by which nobody can connect, the server's own commands included.
+
+    Raises:
+        InputError: `certificate_expired`, `certificate_not_yet_valid`, and as `certificates_of`.
+    """
+    for each in expiring(folder, now):
+        if each.state == "expired":
+            raise InputError(
+                "certificate_expired",
+                f"The {each.name} expired on {each.expires:%Y-%m-%d}: nobody can connect. {renewal(each)}",
+            )
+        if each.state == "not_yet_valid":
+            raise InputError(
+                "certificate_not_yet_valid",
+                f"The {each.name} is not valid yet by this machine's clock, which says {now:%Y-%m-%d}. Set the clock; "
+                "if it is right, run `multimix-server rotate`.",
+            )
+
+
+def renewal(certificate: Expiry) -> str:
+    """Say how a certificate is renewed."""
+    if certificate.name.startswith("authority"):
+        return (
+            "Run `multimix-server rotate --ca`, have every site join again with a new kit, and run "
+            "`multimix-server rotate --switch`; then start the server."
+        )
+    return "Run `multimix-server rotate`, then start the server again."
+
+
 def _signer(folder: FederationFolder) -> tuple[x509.Certificate, EllipticCurvePrivateKey]:
     key = read_key(_read(folder.ca_key), folder.ca_key.name)
     for trusted in _authorities(folder):

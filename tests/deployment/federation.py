@@ -19,6 +19,7 @@ from pathlib import Path
 from safetensors.numpy import load_file
 
 from multimix.contract.messages import weights_sha256
+from multimix.contract.signing import public_text
 from multimix.data.phantom import write_phantoms
 from server.provision.folder import open_federation
 from tests.deployment.hosts import Host, Network
@@ -216,6 +217,17 @@ class Deployment:
     def model(self, name: str) -> str:
         """Return the hash of the final weights; the file's own may differ in the order of its remarks."""
         return weights_sha256(load_file(self.federation / "runs" / name / "model.safetensors"))
+
+    def verified(self, site: str) -> dict[str, object]:
+        """Verify a site's ledger as an auditor does, with the coordinator's heads; AssertionError on a violation."""
+        ledger = self.site_folder(site) / "ledger"
+        first = json.loads((ledger / "ledger.jsonl").read_text().splitlines()[0])
+        key = json.loads(first["document"])["body"]["public_key"]
+        folder = open_federation(self.federation)
+        coordinator = public_text(folder.signing_key())
+        done = self.run(site, str(BIN / "multimix-audit"), "verify", str(ledger), "--key", key,
+                        "--heads", str(folder.heads), "--coordinator", coordinator, "--json")  # fmt: skip
+        return json.loads(done.stdout)
 
     def close(self) -> None:
         """Stop what runs: sites first, so that they say goodbye."""

@@ -5,15 +5,13 @@ have labels, one has masks.
 """
 
 import csv
-import json
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
 
-from tests.deployment.federation import BIN, Held, deployment, wait_for
+from tests.deployment.federation import Held, deployment, wait_for
 
 pytestmark = [pytest.mark.data, pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -21,7 +19,7 @@ pytestmark = [pytest.mark.data, pytest.mark.slow, pytest.mark.timeout(1500)]
 HOSPITALS = {"kermany": (600, 300, 300, 0), "nih14": (560, 400, 400, 0), "shenzhen": (530, 260, 0, 450)}
 ROUNDS = 3
 OPTIONS = (f"rounds={ROUNDS}", "local-steps=4", "image-size=64", "width=4", "deadline-s=300", "quorum=3",
-           "dp=patient", "dp-epsilon=8", "dp-sampling-rate=0.05", "dp-images-per-patient=1", "title=Three hospitals")  # fmt: skip
+           "dp=patient", "dp-epsilon=3", "dp-sampling-rate=0.05", "dp-images-per-patient=1", "title=Three hospitals")  # fmt: skip
 
 
 def hospital(cxr: Path, folder: Path, site: str) -> Held:
@@ -43,14 +41,6 @@ def rounds_done(made) -> int:
         return len(made.results("three")["rounds"])
     except (OSError, ValueError):
         return 0
-
-
-def verified(made, site: str) -> dict[str, object]:
-    ledger = made.site_folder(site) / "ledger" / "ledger.jsonl"
-    key = json.loads(json.loads(ledger.read_text().splitlines()[0])["document"])["body"]["public_key"]
-    done = made.run(site, str(BIN / "multimix-audit"), "verify", str(ledger), "--key", key,
-                    "--heads", str(made.federation / "heads.jsonl"), "--json")  # fmt: skip
-    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -88,11 +78,6 @@ def test_there_is_a_model_and_a_report(done):
 
 @pytest.mark.parametrize("site", HOSPITALS)
 def test_every_ledger_verifies_against_the_heads_that_the_coordinator_keeps(done, site):
-    found = verified(done, site)
-    assert found["violations"] == []
-    # A round that was trained twice was released once.
-    assert found["released"] == ROUNDS + 1 if "released" in found else True
-
-
-def test_nobody_was_killed_by_the_machine(done):
-    assert all(program.process.poll() in {None, 0, -signal.SIGKILL} for program in done.programs.values())
+    found = done.verified(site)
+    assert found["truncation"] == "checked"
+    assert found["counts"]["commit"] == ROUNDS  # a round that was trained twice was released once

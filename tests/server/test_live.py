@@ -129,6 +129,16 @@ def test_a_status_that_cannot_be_written_stops_no_run(run, tmp_path):
     assert run(_network()).status == "finished"
 
 
+def test_the_budget_that_a_site_shares_is_shown_and_no_column_where_none_does(run, tmp_path):
+    shared = FakeSite(card("a").model_copy(update={"budget_left": 0.62}))
+    run(FakeNetwork([shared, FakeSite(card("b"))]))
+    assert read_status(tmp_path / "run").sites["a"].budget_left == 0.62
+    assert "62 %" in (tmp_path / "run" / PAGE_FILE).read_text()
+    assert "Budget left" not in page(
+        _status(sites={"b": SiteStatus(standing="idle", connected=True)}), has_report=False
+    )
+
+
 def test_a_run_that_too_few_sites_could_train_for_says_why(run, tmp_path):
     network = FakeNetwork([FakeSite(card(name), misbehaves={1: refuses("dp_delta")}) for name in "ab"])
     with pytest.raises(InputError):

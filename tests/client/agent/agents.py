@@ -115,11 +115,18 @@ class Agent:
 
 
 @contextmanager
-def agent_over(site, folder: Path, *, policy: SitePolicy | None = None, most_bytes: int = 64 * MIB) -> Iterator[Agent]:
+def agent_over(
+    site,
+    folder: Path,
+    *,
+    policy: SitePolicy | None = None,
+    most_bytes: int = 64 * MIB,
+    spent: float | None = None,
+) -> Iterator[Agent]:
     """An agent over any site, its decisions and logs in the folder; `s` is the socket."""
     folder.mkdir(parents=True, exist_ok=True)
     served = Served(site, KEY.public_key(), policy or SitePolicy(), most_bytes)
-    records = Records(ActivityLog(folder), Metrics(folder / "metrics.prom"))
+    records = Records(ActivityLog(folder), Metrics(folder / "metrics.prom"), lambda: spent)
     orders = Orders(stopped=lambda: read_control(folder).left, began=records.began, ended=records.ended)
     service = AgentService(lambda: served, lambda: read_control(folder), orders, records)
     try:

@@ -102,6 +102,15 @@ def test_evaluation_with_pictures_and_the_card_are_the_same_through_the_socket(h
     assert card == here.describe()
 
 
+def test_the_share_of_the_budget_that_is_left_is_rounded_down_and_told_only_where_the_hospital_says_so(
+    hospital, tmp_path
+):
+    shares = SitePolicy(share_budget=True)
+    for name, policy, left in (("open", shares, 0.66), ("closed", SitePolicy(), None)):
+        with agent_over(open_site(hospital), tmp_path / name, policy=policy, spent=0.333) as agent:
+            assert agent.remote.describe().budget_left == left
+
+
 def test_pictures_larger_than_a_message_arrive(tmp_path):
     pictures = tuple(Picture(caption=f"{n}", png=bytes([n]) * (5 << 20)) for n in range(2))
     with agent_over(EchoSite(pictures=pictures), tmp_path) as agent:
