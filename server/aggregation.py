@@ -127,9 +127,12 @@ class ModuleAverage(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average the admitted updates among the replies; under site-level privacy even if there is none."""
-        del server_round
-        updates = [self.admitted[reply.metadata.src_node_id] for reply in replies]
+        """Average the admitted updates; under site-level privacy even if there is none.
+
+        Whose update is whose was settled when it was admitted: what a reply says of its sender is the sender's word.
+        """
+        del server_round, replies
+        updates = list(self.admitted.values())
         if self.site_level is not None:
             self.result = noised_average(self.previous, updates, self.site_level)
         elif updates:

@@ -26,6 +26,10 @@ from server.provision.folder import open_federation
 app = ServerApp()
 
 
+class StoppedError(Exception):
+    """The run cannot go on; why was said. Flower then ends it at once: after SystemExit it waits for heartbeats."""
+
+
 @app.main()  # type: ignore[untyped-decorator]
 def main(grid: Grid, context: Context) -> None:
     """Run the job that the run configuration describes."""
@@ -36,11 +40,11 @@ def main(grid: Grid, context: Context) -> None:
         log.info("run folder: %s", job.folder)
         results = run_job(grid, job)
     except InputError as error:
-        log.error("stopped (%s): %s", error.reason, error)  # the person needs the paragraph, no trace
-        raise SystemExit(1) from None
+        log.error("stopped (%s): %s", error.reason, error)
+        raise StoppedError(error.reason) from None
     except httpx.HTTPError:
         log.error("stopped (superlink_lost): the SuperLink cannot be reached. Resume the run when it is back.")
-        raise SystemExit(1) from None
+        raise StoppedError("superlink_lost") from None
     log.info("%s: %s", results.status, job.folder / "report.html")
 
 

@@ -2,10 +2,13 @@
 
 Flower's looks every 3 s and sends once. Here an order is sent again when the site's app crashed or its node came back,
 a site whose people have not agreed yet is asked again, and a node that gave nothing by the deadline is not waited for
-until it shows life: then it costs one deadline in a whole run, not one a round.
+until it shows life. One that is silent for the k-th time, k > 1, is on probation after that: it gets orders and is not
+waited for until it has answered 2^(k-1) of them in a row in time. So a node costs at most 1 + log2(rounds) deadlines,
+whatever it does.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -15,7 +18,7 @@ from flwr.common.constant import ErrorCode
 
 from multimix.contract.records import REFUSAL
 from multimix.errors import Refused
-from server.grid import NetworkGrid, Node, Puller, nodes_online
+from server.grid import MOST_BESIDE_WEIGHTS, NetworkGrid, Node, Puller, nodes_online
 from server.log import log
 from server.roster import Roster
 
@@ -37,8 +40,9 @@ _MARGIN_S = 60.0
 class Away:
     """A node that nobody waits for: silent, or held back by what only its own people may mend."""
 
-    kind: Literal["silent", "held"]
+    kind: Literal["silent", "held", "probation"]
     activated: str = ""  # as it was when it fell silent
+    to_answer: int = 0  # orders in time, one after another, until it is waited for again
 
 
 @dataclass
@@ -77,6 +81,7 @@ class Post:
     keys: dict[int, bytes] = field(default_factory=dict)  # of every node that was ever online
     cards: dict[int, Message] = field(default_factory=dict)  # node -> its answer to the question for its card
     away: dict[int, Away] = field(default_factory=dict)
+    silences: Counter[int] = field(default_factory=Counter)  # how often a node gave nothing while it was waited for
     errands: dict[int, Errand] = field(default_factory=dict)  # of the exchange under way, or the last one
     ends_s: float | None = None  # when the exchange under way ends at the latest, by `clock`
     _late: dict[str, tuple[Message, str]] = field(default_factory=dict)  # orders, with activation, of earlier exchanges
@@ -96,6 +101,9 @@ class Post:
         start, pause = self.clock(), _LOOK_S
         self.ends_s = start + deadline_s
         self.look()
+        # Twice what was sent: arrays come back as they went, and late replies to a larger order may be among them.
+        sent = max((_bytes_of(message) for message in messages), default=0)
+        self._puller.most_bytes = max(self._puller.most_bytes, 2 * sent + MOST_BESIDE_WEIGHTS)
         self.errands = {message.metadata.dst_node_id: self._errand(message, start) for message in messages}
         while True:
             came = self._turn(start + deadline_s, deadline_s)
@@ -206,7 +214,7 @@ class Post:
         else:
             errand.reply, errand.answered_s = reply, min(now, end)
             if node in self.away:
-                self._alive(node)
+                self._alive(node, answered=0 if errand.is_query else 1)
             if node not in self.members and errand.is_query:
                 self.cards[node] = reply
 
@@ -219,7 +227,7 @@ class Post:
         errand.due_s = now + _RESEND_S * 2**errand.crashes
         if errand.crashes > _RESENDS:
             errand.reply = reply
-            self.away[node] = Away("held")
+            self._fell_silent(node, errand, Away("held"))
 
     def _ask_again(self, node: int, errand: Errand, reply: Message, now: float) -> None:
         why = waiting_for(reply)
@@ -245,13 +253,29 @@ class Post:
                 continue
             if errand.held_by is not None and not errand.out:
                 errand.reply = errand.held_by  # nothing is under way: it has done nothing
-            if errand.waited:
-                # A node that is offline comes back in another activation than any it had.
-                activated = self.online[node].activated if node in self.online else ""
-                self.away[node] = Away("held") if errand.held_by else Away("silent", activated)
-                log.warning("  %s gave no answer by the deadline and is not waited for again", self.site_of(node))
+            # A node that is offline comes back in another activation than any it had.
+            activated = self.online[node].activated if node in self.online else ""
+            self._fell_silent(node, errand, Away("held") if errand.held_by else Away("silent", activated))
 
-    def _alive(self, node: int) -> None:
+    def _fell_silent(self, node: int, errand: Errand, away: Away) -> None:
+        if errand.waited:
+            self.silences[node] += 1
+            self.away[node] = away
+            log.warning("  %s gave no answer by the deadline and is not waited for again", self.site_of(node))
+        elif node in self.away and self.away[node].kind == "probation":
+            self.away[node] = away
+
+    def _alive(self, node: int, *, answered: int = 0) -> None:
+        """Take note of a sign of life: of how many orders that it answered in time."""
+        away, silences = self.away[node], self.silences[node]
+        if silences > 1:
+            before = away.to_answer if away.kind == "probation" else 2 ** (silences - 1)
+            left = before - answered
+            if left > 0:
+                self.away[node] = Away("probation", to_answer=left)
+                if away.kind != "probation":
+                    log.info("  %s is back; it was silent before and is not waited for yet", self.site_of(node))
+                return
         del self.away[node]
         log.info("  %s is back and waited for from the next round", self.site_of(node))
 
@@ -262,6 +286,10 @@ def waiting_for(reply: Message) -> str:
         return ""
     reason = str(reply.content.config_records[REFUSAL].get("reason"))
     return reason if reason in WAITING else ""
+
+
+def _bytes_of(order: Message) -> int:
+    return sum(len(array.data) for record in order.content.array_records.values() for array in record.values())
 
 
 def _query(node: int) -> Message:

@@ -54,8 +54,10 @@ class Federation:
         return {reply.metadata.src_node_id: reply for reply in replies}
 
     def reply_of(self, site: str, replies: dict[int, Message]) -> Message | None:
-        """Return a site's reply; None where it gave none, or is not there."""
-        return replies.get(self.nodes[site]) if site in self.nodes else None
+        """Return a site's reply; None where it gave none, is not there, or was revoked since."""
+        if site not in self.nodes or (self.post is not None and not self.present([site])):
+            return None
+        return replies.get(self.nodes[site])
 
     def why_absent(self, site: str) -> str:
         """Return why a site gave no answer in the last exchange.

@@ -6,10 +6,11 @@
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -28,10 +29,11 @@ from server.heads import FILE as HEADS
 from server.heads import Heads
 from server.live import Live
 from server.local_only import train_alone
+from server.locks import held
 from server.log import log
 from server.model_card import model_card, write_model_card
 from server.private_plan import budgets_are_spent, with_privacy
-from server.production import Production, connected, with_newcomers
+from server.production import Production, connected, leave_out_unfit, rejoined, with_newcomers
 from server.publish import assemble, publish, write_pictures
 from server.results import Results, RoundResult, SiteRound, unwritable
 from server.rounds import Orders, check_federation, evaluate_everywhere, quorum_of, train_round
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 # Settings that may differ between the parts of a resumed run: none enters a training plan, and with data moved
 # elsewhere the sites' fingerprints must still be the same.
+_STOPS_S: Final = 30.0  # a ServerApp that was told to stop may take so long
 _FREE = {"out", "resume", "title", "deadline_s", "cache", "pictures", "data", "quorum", "dp_accept"}
 MODEL = "model.safetensors"
 Licences = dict[str, tuple[str, ...]]
@@ -80,8 +83,25 @@ def run_job(grid: Grid, job: Job, *, after_round: Callable[[JobState], None] = l
     Whatever stops it leaves a checkpoint to resume from, and results that say "stopped".
 
     Raises:
-        InputError: the job cannot begin or go on; what was finished stays in the checkpoint.
+        InputError: the job cannot begin or go on; what was finished stays in the checkpoint. `run_in_use` where
+            another process runs in the folder: two would sign the same rounds.
     """
+    with ExitStack() as stack:
+        _hold(job.folder, stack)
+        return _run_alone(grid, job, after_round)
+
+
+def _hold(folder: Path, stack: ExitStack) -> None:
+    busy = InputError("run_in_use", f"Another process runs in {folder}. Stop it, or give another name.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the folder, which a run that cannot begin does not make.
+        stack.enter_context(held(folder.with_name(f".{folder.name}.lock"), wait_s=_STOPS_S, busy=busy))
+    except OSError as error:
+        raise unwritable(folder, error) from None
+
+
+def _run_alone(grid: Grid, job: Job, after_round: Callable[[JobState], None]) -> Results:
     config, folder = job.config, job.folder
     resumed = _resumed(config, folder)
     post = Post(cast("NetworkGrid", grid), job.production.roster) if job.production else None
@@ -89,7 +109,10 @@ def run_job(grid: Grid, job: Job, *, after_round: Callable[[JobState], None] = l
         federation = _present(grid, post, config, resumed)
         live.federation = federation
         check_federation(federation, config)
-        state, weights = _continued(*resumed, federation) if resumed else _first(job, federation)
+        if post is not None and resumed is None:
+            leave_out_unfit(federation, config)
+        state, weights = _continued(*resumed, federation, config) if resumed else _first(job, federation)
+        check_federation(federation, config)
         return _run(job, live, federation, state, weights, after_round=after_round)
 
 
@@ -176,8 +199,15 @@ def initial_weights(config: RunConfig, *, runs: Path | None = None) -> Weights:
     return given
 
 
-def _continued(state: JobState, weights: Weights, federation: Federation) -> tuple[JobState, Weights]:
-    """Return the state with the cards shown now; a site that is away keeps its card and counts as absent."""
+def _continued(
+    state: JobState, weights: Weights, federation: Federation, config: RunConfig
+) -> tuple[JobState, Weights]:
+    """Return the state with the cards shown now; a site that is away keeps its card and counts as absent.
+
+    A simulation whose images changed is refused; of real sites the one that has other images is left out.
+    """
+    if federation.post is not None:
+        return rejoined(federation, config, state, weights), weights
     for site, card in sorted(federation.cards.items()):
         if site not in state.cards:
             log.warning("  %s was not part of this job before", site)

@@ -40,7 +40,9 @@ document.getElementById("old").hidden = !(age > {1000 * _OLD_S});
 """
 
 Doing = Literal["gathering", "training", "comparing", "scoring", "nothing"]
-Standing = Literal["not-connected", "idle", "asked", "answered", "held-back", "silent", "declined", "revoked"]
+Standing = Literal[
+    "not-connected", "idle", "asked", "answered", "held-back", "silent", "on-probation", "declined", "revoked"
+]
 
 
 class SiteStatus(Frozen):
@@ -214,7 +216,7 @@ class Live:
             return "held-back", waiting_for(errand.held_by)
         post = self._post
         if node in post.away:
-            return ("silent", None) if post.away[node].kind == "silent" else ("held-back", "site_error")
+            return _AWAY[post.away[node].kind]
         is_under_way = errand is not None and post.ends_s is not None
         if is_under_way and errand is not None and errand.reply is not None:
             return "answered", None
@@ -269,6 +271,12 @@ def page(status: Status, *, has_report: bool) -> str:
     )
 
 
+_AWAY: Final[dict[str, tuple[Standing, str | None]]] = {
+    "silent": ("silent", None),
+    "held": ("held-back", "site_error"),
+    "probation": ("on-probation", None),
+}
+
 _WORDS: Final = {
     "not-connected": "its connector is not here",
     "idle": "connected",
@@ -276,6 +284,7 @@ _WORDS: Final = {
     "answered": "has answered",
     "held-back": "held back",
     "silent": "silent: not waited for until it shows life",
+    "on-probation": "was silent again and again: asked, not waited for until it has answered a few orders in time",
     "declined": "does not take part",
     "revoked": "revoked",
     "gathering": "waiting for the sites",

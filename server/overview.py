@@ -6,7 +6,7 @@ from typing import Any
 
 from multimix.errors import InputError
 from server.live import STATUS_FILE, Status, read_status
-from server.nodes import Node, is_running, list_nodes
+from server.nodes import Node, is_running, list_nodes, runs_going_on
 from server.provision.folder import AdmittedSite, FederationFolder
 from server.provision.rotation import certificates_of
 
@@ -15,14 +15,14 @@ def overview(folder: FederationFolder, now: datetime) -> dict[str, Any]:
     """Return everything, as JSON takes it; a site is known by its key, whatever it calls itself."""
     up = is_running(folder)
     nodes = {node.key: node for node in list_nodes(folder)} if up else {}
-    run = _newest_run(folder)
+    run, going_on = _newest_run(folder), {name for _, name in runs_going_on(folder)} if up else set()
     return {
         "federation": folder.settings.name,
         "address": folder.settings.address,
         "up": up,
         "certificates": _certificates(folder, now),
         "sites": {name: _site(site, nodes.get(site.flower_key)) for name, site in folder.settings.sites.items()},
-        "run": None if run is None else _run(run),
+        "run": None if run is None else _run(run, going_on),
     }
 
 
@@ -36,7 +36,10 @@ def lines_of(seen: dict[str, Any]) -> list[str]:
     run = seen["run"]
     if run is None:
         return [*lines, "run          none yet: multimix-server run"]
-    lines.append(f"run          {run['name']}: {run['state']}, {run['doing']}, round {run['round']} of {run['rounds']}")
+    state = "was killed" if run["was_killed"] else f"{run['state']}, {run['doing']}"
+    lines.append(f"run          {run['name']}: {state}, round {run['round']} of {run['rounds']}")
+    if run["state"] == "stopped" or run["was_killed"]:
+        lines.append(f"  to go on: multimix-server resume {run['name']}")
     if run["problem"]:
         lines.append(f"  {run['problem']}")
     for name, site in run["sites"].items():
@@ -99,6 +102,8 @@ def _readable(run: Path) -> Status | None:
         return None
 
 
-def _run(run: tuple[str, Status]) -> dict[str, Any]:
+def _run(run: tuple[str, Status], going_on: set[str]) -> dict[str, Any]:
+    """A run whose process was killed could not say that it ended: the SuperLink knows after a while."""
     name, status = run
-    return {"name": name, **status.model_dump(mode="json")}
+    was_killed = status.state == "running" and name not in going_on
+    return {"name": name, **status.model_dump(mode="json"), "was_killed": was_killed}

@@ -205,6 +205,12 @@ def forecast(dp: PatientPrivacy, *, limit_epsilon: float, local_steps: int) -> i
     return steps // local_steps
 
 
+def check_site(config: RunConfig, card: SiteCard, *, mask_convention: str | None) -> None:
+    """Raise InputError where a private run has no place for a site, as `patient_privacy` and `check_taught` do."""
+    if config.patient_level and card.role == "train":
+        check_taught({card.site: patient_privacy(config, card, mask_convention=mask_convention)})
+
+
 def check_taught(plans: dict[str, PatientPrivacy]) -> None:
     """InputError `dp_nothing_taught` where a site would have nothing to learn."""
     empty = sorted(site for site, dp in plans.items() if not {"classifier", "decoder"} & set(dp.modules))

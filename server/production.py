@@ -12,11 +12,11 @@ from multimix.contract.messages import NAME_PATTERN, SiteCard, Weights
 from multimix.contract.run_config import RunConfig
 from multimix.errors import InputError, RunConfigError
 from server.checkpoint import JobState
-from server.convention import federated_mean_mask
+from server.convention import choose_convention, federated_mean_mask
 from server.exchange import Post
 from server.federation import JOIN_S, Federation, gather
 from server.log import log
-from server.private_plan import with_privacy
+from server.private_plan import check_site, with_privacy
 from server.provision.folder import FederationFolder, FederationSettings, open_federation
 from server.roster import Roster
 from server.rounds import Orders
@@ -79,6 +79,31 @@ def connected(grid: Grid, post: Post, config: RunConfig, state: JobState | None)
     return gather(post, grid, expected=awake & admitted, at_least=0, join_s=math.inf, deadline_s=config.deadline_s)
 
 
+def leave_out_unfit(federation: Federation, config: RunConfig) -> None:
+    """Decline the sites that a new private run has no place for, so that one card stops nobody else.
+
+    Raises:
+        InputError: what keeps them out, where that is all of them: then it is the configuration.
+    """
+    convention = choose_convention(federation.cards, config.mask_convention)
+    problem: InputError | None = None
+    for site, card in sorted(federation.cards.items()):
+        try:
+            check_site(config, card, mask_convention=convention)
+        except InputError as error:
+            problem = error
+            federation.leave_out(site, error.reason)
+    if problem is not None and not federation.training_sites():
+        raise problem
+
+
+def rejoined(federation: Federation, config: RunConfig, state: JobState, weights: Weights) -> JobState:
+    """Return the state of a resumed job with the cards shown now; a site that has no place any more is left out."""
+    for site in sorted(federation.cards):
+        state = _taken_in(federation, config, state, weights, site)
+    return state
+
+
 def with_newcomers(
     federation: Federation, orders: Orders, state: JobState, weights: Weights
 ) -> tuple[Orders, JobState]:
@@ -89,16 +114,21 @@ def with_newcomers(
     """
     before = state
     for site in federation.take_in():
-        try:
-            state = _joined(orders.config, state, federation.cards[site], weights)
-        except InputError as error:
-            federation.leave_out(site, error.reason)
-        else:
-            log.info("  %s joins", site)
+        state = _taken_in(federation, orders.config, state, weights, site)
     if state is before:
         return orders, state
     mean_mask = federated_mean_mask(state.cards, state.mask_convention)
     return replace(orders, privacy=state.privacy, mean_mask=mean_mask), state
+
+
+def _taken_in(federation: Federation, config: RunConfig, state: JobState, weights: Weights, site: str) -> JobState:
+    try:
+        state = _joined(config, state, federation.cards[site], weights)
+    except InputError as error:
+        federation.leave_out(site, error.reason)
+    else:
+        log.info("  %s joins", site)
+    return state
 
 
 def _joined(config: RunConfig, state: JobState, card: SiteCard, weights: Weights) -> JobState:

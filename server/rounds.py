@@ -229,7 +229,7 @@ def admitted_reply(
 
 
 def _weights_in(answer: RecordDict, sent: Weights) -> Weights:
-    """Unpack a reply's weights; Refused `reply_too_large` before any memory is taken for more than was sent."""
+    """Unpack a reply's weights; Refused `reply_too_large` before memory is taken to unpack more than was sent."""
     if ARRAYS not in answer.array_records:
         return {}
     record = answer.array_records[ARRAYS]

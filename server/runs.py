@@ -4,6 +4,8 @@ import json
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -16,6 +18,7 @@ from multimix.errors import InputError
 from multimix.files import write_atomically
 from multimix.processes import installed
 from server.checkpoint import FILE as CHECKPOINT
+from server.locks import held
 from server.nodes import is_running, runs_going_on, stop_run
 from server.provision.folder import FederationFolder
 from server.provision.rotation import check_in_force, utcnow
@@ -27,6 +30,8 @@ _COMES_UP_S: Final = 20.0
 _NAME: Final = TypeAdapter(Name)
 _FAILED: Final = 1
 _STOP_S: Final = 30.0
+_LOOK_S: Final = 0.5
+_LOCK: Final = "run.lock"  # in flower/
 _KEPT: Final = "runs"  # folder in flower/ with the configuration of each run
 
 
@@ -40,19 +45,17 @@ def start_run(folder: FederationFolder, name: str, values: Mapping[str, Scalar],
 
     Raises:
         RunConfigError: a key or value cannot be used.
-        InputError: `run_name`, `run_exists`, `run_active`, `superlink_away`, `app_root`, as `check_in_force`.
+        InputError: `run_name`, `run_exists`, `run_active`, `superlink_away`, `app_root`, and as `check_in_force`.
     """
     _check(folder, name, app)
-    if _kept(folder, name).exists() or (folder.runs / name).exists():
-        raise InputError("run_exists", f"There is a run {name}: give another --name, or `resume` it.")
-    if going_on := runs_going_on(folder):
-        raise InputError(
-            "run_active",
-            f"Run {going_on[0][1]} goes on, and sites do one at a time: multimix-server stop {going_on[0][1]}.",
-        )
-    config = read_run_config({**values, "out": name, "resume": False})
-    write_atomically(_kept(folder, name), json.dumps(_changed(config)).encode())
-    return _run(folder, config, app)
+    with _one_at_a_time(folder):
+        if _kept(folder, name).exists() or (folder.runs / name).exists():
+            raise InputError("run_exists", f"There is a run {name}: give another --name, or `resume` it.")
+        _refuse_a_second(folder)
+        config = read_run_config({**values, "out": name, "resume": False})
+        write_atomically(_kept(folder, name), json.dumps(_changed(config)).encode())
+        run = _begin(folder, config, app)
+    return _exit_code(folder, config, run)
 
 
 def resume_run(folder: FederationFolder, name: str, *, app: Path = APP_ROOT) -> int:
@@ -61,18 +64,35 @@ def resume_run(folder: FederationFolder, name: str, *, app: Path = APP_ROOT) -> 
     What is left of it, after a crash, is stopped first.
 
     Raises:
-        InputError: `run_unknown`, `run_active`, `superlink_away`, `app_root`, `run_still_stopping`, as `check_in_force`.
+        InputError: `run_unknown`, `run_active`, `superlink_away`, `app_root`, `run_still_stopping`, and as
+            `check_in_force`.
     """
     _check(folder, name, app)
     try:
         values = json.loads(_kept(folder, name).read_bytes())
     except (OSError, ValueError):
         values = _config_of(folder, name)
-    stop_named(folder, name)
+    with _one_at_a_time(folder):
+        stop_named(folder, name)
+        _refuse_a_second(folder)
+        began = (folder.runs / name / CHECKPOINT).exists()  # else it died before its first round: nothing is kept
+        config = read_run_config({**values, "out": name, "resume": began})
+        run = _begin(folder, config, app)
+    return _exit_code(folder, config, run)
+
+
+def _one_at_a_time(folder: FederationFolder) -> AbstractContextManager[None]:
+    """Hold the place of who starts a run, from the look at what goes on until the new one is seen there."""
+    busy = InputError("run_active", "Another command starts a run here now. Wait, and see multimix-server status.")
+    return held(folder.flower / _LOCK, wait_s=0.0, busy=busy)
+
+
+def _refuse_a_second(folder: FederationFolder) -> None:
     if going_on := runs_going_on(folder):
-        raise InputError("run_active", f"Run {going_on[0][1]} goes on, and sites do one at a time.")
-    began = (folder.runs / name / CHECKPOINT).exists()  # else it died before its first round: there is nothing to keep
-    return _run(folder, read_run_config({**values, "out": name, "resume": began}), app)
+        raise InputError(
+            "run_active",
+            f"Run {going_on[0][1]} goes on, and sites do one at a time: multimix-server stop {going_on[0][1]}.",
+        )
 
 
 def stop_named(folder: FederationFolder, name: str) -> bool:
@@ -118,15 +138,44 @@ def _check(folder: FederationFolder, name: str, app: Path) -> None:
         )
 
 
-def _run(folder: FederationFolder, config: RunConfig, app: Path) -> int:
+@dataclass(frozen=True)
+class _Run:
+    """A run that began, and the command that shows its log and ends with it."""
+
+    began: datetime
+    command: subprocess.Popen[bytes]
+
+
+def _begin(folder: FederationFolder, config: RunConfig, app: Path) -> _Run:
+    """Start a run; return once the SuperLink knows it, or the command has ended."""
     write_connection(folder)
-    began = datetime.now(UTC)
     arguments = [argument for key, value in _changed(config).items() for argument in ("-c", f"{key}={toml(value)}")]
-    command = [installed("flwr"), "run", str(app), CONNECTION, "--stream", *arguments]
-    done = subprocess.run(command, cwd=app, env=flower_environment(folder), check=False)
-    if done.returncode:
-        return done.returncode
-    return 0 if finished_since(folder.runs / config.out, began) else _FAILED
+    words = [installed("flwr"), "run", str(app), CONNECTION, "--stream", *arguments]
+    run = _Run(datetime.now(UTC), subprocess.Popen(words, cwd=app, env=flower_environment(folder)))
+    try:
+        while run.command.poll() is None and config.out not in {out for _, out in runs_going_on(folder)}:
+            time.sleep(_LOOK_S)
+    except BaseException:
+        _end(run)
+        raise
+    return run
+
+
+def _exit_code(folder: FederationFolder, config: RunConfig, run: _Run) -> int:
+    try:
+        code = run.command.wait()
+    finally:
+        _end(run)
+    if code:
+        return code
+    return 0 if finished_since(folder.runs / config.out, run.began) else _FAILED
+
+
+def _end(run: _Run) -> None:
+    """End the command; the run goes on at the server."""
+    if run.command.poll() is None:
+        run.command.terminate()
+        run.command.wait()
 
 
 def finished_since(run: Path, began: datetime) -> bool:

@@ -211,6 +211,12 @@ class Deployment:
         command = (str(BIN / "multimix-server"), "run", "-f", str(self.federation), "--name", name)
         return self.start(f"run-{name}", "server", *command, *_options(options))
 
+    def begin_resume(self, name: str) -> Program:
+        """Go on with a job in the background, once the server is up again."""
+        wait_for("the server is up", lambda: self.server("status", check=False).returncode == 0)
+        command = (str(BIN / "multimix-server"), "resume", "-f", str(self.federation), name)
+        return self.start(f"run-{name}", "server", *command)
+
     def results(self, name: str) -> dict[str, object]:
         return json.loads((self.federation / "runs" / name / "results.json").read_text())
 

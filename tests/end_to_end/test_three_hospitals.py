@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.data, pytest.mark.slow, pytest.mark.timeout(1500)]
 HOSPITALS = {"kermany": (600, 300, 300, 0), "nih14": (560, 400, 400, 0), "shenzhen": (530, 260, 0, 450)}
 ROUNDS = 3
 OPTIONS = (f"rounds={ROUNDS}", "local-steps=4", "image-size=64", "width=4", "deadline-s=300", "quorum=3",
-           "dp=patient", "dp-epsilon=3", "dp-sampling-rate=0.05", "dp-images-per-patient=1", "title=Three hospitals")  # fmt: skip
+           "dp=patient", "dp-epsilon=3", "dp-delta=0.001", "dp-sampling-rate=0.05", "dp-images-per-patient=1", "title=Three hospitals")  # fmt: skip
 
 
 def hospital(cxr: Path, folder: Path, site: str) -> Held:

@@ -157,9 +157,9 @@ def test_the_strategy_asks_the_nodes_it_is_told_to_and_averages_only_admitted_re
         (4, MessageType.TRAIN),
         (7, MessageType.TRAIN),
     ]
-    strategy.admitted = {4: _update("a", weights(3.0), (5, 0)), 7: _update("b", weights(9.0), (5, 0))}
-    reply = Message(RecordDict(), reply_to=orders[0])
-    averaged, metrics = strategy.aggregate_train(1, [reply])
+    strategy.admitted = {4: _update("a", weights(3.0), (5, 0))}
+    replies = [Message(RecordDict(), reply_to=order) for order in orders]
+    averaged, metrics = strategy.aggregate_train(1, replies)
     assert metrics["accepted-sites"] == 1
     assert (unpack_arrays(averaged)["encoder.a"] == 3.0).all()
     assert strategy.result.shares["encoder"] == {"a": 1.0}

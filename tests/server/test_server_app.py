@@ -3,7 +3,7 @@ from fake_sites import FakeGrid, FakeSite, card, tiny_run
 from flwr.app import Context, RecordDict
 
 from multimix.contract.signing import public_text, simulation_key
-from server.app import app, new_job
+from server.app import StoppedError, app, new_job
 
 
 @pytest.fixture(autouse=True)
@@ -48,9 +48,8 @@ def test_the_app_runs_the_job_of_its_run_configuration(tmp_path):
         (["a"], {"phantom_hospitals": 2}),  # more hospitals than nodes
     ],
 )
-def test_the_app_of_a_job_that_cannot_begin_exits_with_a_failure_and_no_trace(tmp_path, sites, config):
+def test_the_app_of_a_job_that_cannot_begin_fails_in_a_way_that_flower_ends_at_once(tmp_path, sites, config):
     fields = {"out": str(tmp_path / "run"), "cache": str(tmp_path / "cache"), "phantom_patients": 12}
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(StoppedError):  # not SystemExit, which Flower does not see: the run would seem to go on
         app(FakeGrid([FakeSite(card(name)) for name in sites]), _context(**fields | config))
-    assert caught.value.code == 1
     assert not (tmp_path / "run").exists()
