@@ -3,7 +3,6 @@
 On the loopback only. Every figure is read at the moment it is asked for.
 """
 
-import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -21,10 +20,10 @@ from multimix.errors import InputError
 from server.nodes import is_running, list_nodes
 from server.provision.folder import FederationFolder, open_federation
 from server.provision.rotation import certificates_of
+from server.reasons import REASONS
 from server.results import RESULTS_FILE, Results, read_results
 
-_REASON: Final = re.compile(r"[a-z0-9_-]{1,64}")
-_MOST_REASONS: Final = 50  # a site chooses its words: they may not fill the monitoring's memory
+_HIGHEST_PORT: Final = 0xFFFF
 
 
 class FederationCollector(Collector):
@@ -71,7 +70,11 @@ def newest_run(folder: FederationFolder) -> Path | None:
 
 @contextmanager
 def serve_metrics(path: Path, port: int) -> Iterator[None]:
-    """Answer /health and /metrics on the loopback meanwhile; InputError `port_taken`."""
+    """Answer /health and /metrics on the loopback meanwhile; InputError `port_taken`, `metrics_port`."""
+    if port > _HIGHEST_PORT:
+        raise InputError(
+            "metrics_port", f"There is no port {port} for /health and /metrics. Give another with --metrics-port."
+        )
     registry = CollectorRegistry()
     registry.register(FederationCollector(path))
 
@@ -142,14 +145,16 @@ def _outcomes(results: Results) -> Metric:
     family = GaugeMetricFamily(
         "multimix_run_site_rounds", "Answers of sites in the newest run.", labels=("state", "reason")
     )
-    counted = Counter((site.state, site.reason or "") for done in results.rounds for site in done.sites.values())
-    merged: Counter[tuple[str, str]] = Counter()
-    for number, ((state, reason), count) in enumerate(counted.most_common()):
-        plain = not reason or (number < _MOST_REASONS and _REASON.fullmatch(reason))
-        merged[state, reason if plain else "other"] += count
-    for labels, count in sorted(merged.items()):
+    answers = (site for done in results.rounds for site in done.sites.values())
+    counted = Counter((site.state, _known(site.reason or "")) for site in answers)
+    for labels, count in sorted(counted.items()):
         family.add_metric(labels, count)
     return family
+
+
+def _known(reason: str) -> str:
+    """Return a reason that the software has; a site chooses its words, and they may be anything."""
+    return reason if not reason or reason in REASONS else "other"
 
 
 def _gauge(name: str, words: str, value: float) -> Metric:

@@ -15,7 +15,7 @@ from multimix.processes import environment, installed, keep_running, start, stop
 from server.log import log
 from server.metrics import serve_metrics
 from server.nodes import is_running, local_address, synchronise
-from server.provision.folder import FILE, FederationFolder, open_federation
+from server.provision.folder import FILE, FederationFolder, check_exposed, check_owner, open_federation
 from server.provision.rotation import check_in_force, expiring, utcnow
 
 CONNECTION: Final = "federation"  # the name of the SuperLink in Flower's config.toml
@@ -72,8 +72,11 @@ def serve(folder: FederationFolder, stopped: threading.Event, *, metrics_port: i
     """Run the SuperLink until `stopped`, again when it dies; return its last exit code.
 
     Raises:
-        InputError: `server_running`, `port_taken`, `authority_unusable`, and as `check_in_force`.
+        InputError: `server_running`, `port_taken`, `authority_unusable`, and as `check_owner`, `check_exposed` and
+            `check_in_force`.
     """
+    check_owner(folder)
+    check_exposed(folder.settings)
     check_in_force(folder, utcnow())
     folder.flower.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.runs.mkdir(mode=0o700, exist_ok=True)

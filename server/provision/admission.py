@@ -1,23 +1,25 @@
 """Who takes part: sites are admitted and revoked by their node key, and no key ever changes its name."""
 
-import fcntl
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pydantic import TypeAdapter, ValidationError
 
 from multimix.contract.messages import Name
 from multimix.contract.node_key import PREFIX, node_key
 from multimix.errors import InputError
-from server.provision.folder import AdmittedSite, FederationFolder, FederationSettings, RetiredKey, open_federation
+from server.provision.folder import AdmittedSite, FederationFolder, FederationSettings, RetiredKey, editing
 from server.provision.folder import write_settings as _write
 from server.provision.rotation import utcnow
 
+if TYPE_CHECKING:
+    from server.nodes import Node
+
 _MOST_BYTES: Final = 4096  # of a file with a public key
+_LOOK_S: Final = 0.2
 _NAME: Final = TypeAdapter(Name)
 
 
@@ -26,10 +28,10 @@ def admit(path: Path, site: str, key: str, *, now: Callable[[], datetime] = utcn
 
     Raises:
         InputError: `site_name`, `key_unusable`, `key_revoked`, `key_of_another_site`, `site_admitted` (it has another
-            key), and as `open_federation`.
+            key), and as `editing`.
     """
     name, key = checked_name(site), checked_key(key)
-    with _editing(path) as folder:
+    with editing(path) as folder:
         settings = folder.settings
         had = settings.sites.get(name)
         if had is not None and had.takes_part and had.public_key == key:
@@ -48,9 +50,9 @@ def revoke(path: Path, site: str, *, now: Callable[[], datetime] = utcnow) -> Fe
     """Revoke a site, for good as far as its key goes; again nothing changes.
 
     Raises:
-        InputError: `site_unknown`, and as `open_federation`.
+        InputError: `site_unknown`, and as `editing`.
     """
-    with _editing(path) as folder:
+    with editing(path) as folder:
         settings = folder.settings
         had = settings.sites.get(site)
         if had is None:
@@ -59,6 +61,19 @@ def revoke(path: Path, site: str, *, now: Callable[[], datetime] = utcnow) -> Fe
             return folder
         gone = had.model_copy(update={"revoked": now().astimezone(UTC)})
         return _write(folder, settings.model_copy(update={"sites": {**settings.sites, site: gone}}))
+
+
+def shut_out(
+    folder: FederationFolder, site: str, nodes: Callable[[], "Iterable[Node]"], *, within_s: float = 5.0
+) -> bool:
+    """Say whether the SuperLink takes a revocation over within a few seconds; `nodes` asks it for its register."""
+    key = folder.settings.sites[site].flower_key
+    until = time.monotonic() + within_s
+    while any(node.registered and node.key == key for node in nodes()):
+        if time.monotonic() >= until:
+            return False
+        time.sleep(_LOOK_S)
+    return True
 
 
 def checked_name(site: str) -> str:
@@ -109,15 +124,3 @@ def _content(file: Path) -> str:
             return opened.read(_MOST_BYTES).decode("ascii")
     except (OSError, UnicodeDecodeError, ValueError):
         raise InputError("key_unusable", "There is no such file with a public key, and it is no key itself.") from None
-
-
-@contextmanager
-def _editing(path: Path) -> Iterator[FederationFolder]:
-    """Read the federation while no other command changes it: nobody's revocation may be written over."""
-    open_federation(path)
-    lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield open_federation(path)
-    finally:
-        os.close(lock)

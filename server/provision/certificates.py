@@ -31,8 +31,9 @@ SOON: Final = timedelta(days=30)
 _CLOCKS_DIFFER: Final = timedelta(days=1)  # a site's clock may be behind: certificates are valid from yesterday
 _LONGEST_COMMON_NAME: Final = 64  # RFC 5280
 _LOCAL: Final = ("localhost", "127.0.0.1")
+_EVERYWHERE: Final = ("0.0.0.0", "::")  # noqa: S104  (no name that anybody asks for)
 
-State = Literal["good", "soon", "expired", "not_yet_valid"]
+State = Literal["good", "soon", "expired", "not_yet_valid", "not_served"]  # the last: another one is still shown
 
 
 class Expiry(Frozen):
@@ -98,9 +99,11 @@ def server_certificate(
     signer: x509.Certificate,
     signer_key: ec.EllipticCurvePrivateKey,
     now: datetime,
+    *,
+    bind_host: str = "127.0.0.1",
 ) -> x509.Certificate:
-    """Make the certificate of a server: good for its host, and on its own machine."""
-    names = dict.fromkeys((host, *_LOCAL))
+    """Make the certificate of a server: good for its host, on its own machine, and where its proxy reaches it."""
+    names = dict.fromkeys((host, *_LOCAL, *(() if bind_host in _EVERYWHERE else (bind_host,))))
     issuer_identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer_key.public_key())
     return (
         _begun(_name(host), signer.subject, key.public_key(), now, SERVER_LASTS)

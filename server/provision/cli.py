@@ -12,14 +12,24 @@ from multimix.contract.node_key import node_fingerprint, same_fingerprint
 from multimix.errors import InputError
 from server.provision import admission, kits, rotation
 from server.provision.certificates import Expiry
-from server.provision.folder import AdmittedSite, FederationSettings, open_federation
-from server.provision.options import HERE, FederationOption, JsonOption, explained, say, show
+from server.provision.folder import AdmittedSite, FederationFolder, FederationSettings, check_exposed, open_federation
+from server.provision.options import HERE, FederationOption, JsonOption, at_home, explained, say, show
+from server.provision.tls import Shown
 
+EXIT_NOT_IN_FORCE: Final = 1
 EXIT_SOON: Final = 1
 EXIT_EXPIRED: Final = 3
 _HTTPS: Final = 443
 _SuperLinkPort = Annotated[int, typer.Option(min=1, max=65535, help="Of the SuperLink, behind the proxy.")]
 _SuperLinkHost = Annotated[str, typer.Option(help="Of the SuperLink; its control API is open to whoever reaches it.")]
+_Expose = Annotated[
+    bool,
+    typer.Option(
+        "--expose-superlink",
+        help="Allow a --bind-host other than the loopback. The SuperLink's control API has no authentication: only in "
+        "a network where nobody but the proxy reaches it.",
+    ),
+]
 Site = Annotated[str, typer.Argument(help="The site's name: letters, digits, . _ -")]
 
 
@@ -35,6 +45,7 @@ def init(
     name: Annotated[str, typer.Option(help="The federation's name: letters, digits, . _ -")] = "federation",
     bind_port: _SuperLinkPort = 8000,
     bind_host: _SuperLinkHost = "127.0.0.1",
+    expose_superlink: _Expose = False,
     federation: FederationOption = HERE,
     as_json: JsonOption = False,
 ) -> None:
@@ -43,7 +54,8 @@ def init(
     Exit codes: 0 made, 2 one is there already, or the host or name cannot be used.
     """
     with explained():
-        settings = _settings(host, name, bind_host, bind_port)
+        settings = _settings(host, name, bind_host, bind_port, expose=expose_superlink)
+        check_exposed(settings)
         folder = rotation.new_federation(federation, settings)
         fingerprint = coordinator_fingerprint(folder.coordinator_key())
         if as_json:
@@ -104,14 +116,21 @@ def admit(
 
 
 def revoke(site: Site, *, federation: FederationOption = HERE, as_json: JsonOption = False) -> None:
-    """Revoke a site: its key is refused from now on, for good.
+    """Revoke a site: its key is refused for good, and the running server is asked whether it shuts the site out.
 
-    Exit codes: 0 revoked, 2 there is no such site.
+    Exit codes: 0 revoked and shut out, 1 revoked and not in force yet (the server does not answer or has not taken it
+    over; run it again to see), 2 there is no such site, or it cannot be revoked.
     """
     with explained():
         folder = admission.revoke(federation, site)
-        gone = folder.settings.sites[site]
-        typer.echo(json.dumps(_row(site, gone))) if as_json else show(f"revoked {site} at {_time(gone.revoked)}")
+        gone, missing = folder.settings.sites[site], _not_in_force(folder, site)
+        if as_json:
+            typer.echo(json.dumps({**_row(site, gone), "in_force": not missing}))
+        else:
+            show(f"revoked {site} at {_time(gone.revoked)}")
+    if missing:
+        say(f"NOT IN FORCE YET: {missing}", style="yellow")
+        raise typer.Exit(EXIT_NOT_IN_FORCE)
 
 
 def sites(*, federation: FederationOption = HERE, as_json: JsonOption = False) -> None:
@@ -129,19 +148,28 @@ def sites(*, federation: FederationOption = HERE, as_json: JsonOption = False) -
 
 
 def certificates(*, federation: FederationOption = HERE, as_json: JsonOption = False) -> None:
-    """Say what expires when. Exit codes: 0 all good, 1 soon (30 days), 3 expired or not valid yet, 2 unreadable."""
+    """Say what expires when, and whether the server and its proxy show the newest.
+
+    Exit codes: 0 all good, 1 soon (30 days) or not shown yet, 3 expired or not valid yet, 2 unreadable.
+    """
     with explained():
-        found = rotation.certificates_of(open_federation(federation), rotation.utcnow())
+        folder = open_federation(federation)
+        server, *authorities = rotation.certificates_of(folder, rotation.utcnow())
+        stale = rotation.not_served(folder)
+        if stale and server.state in {"good", "soon"}:
+            server = server.model_copy(update={"state": "not_served"})
+        found = [server, *authorities]
         if as_json:
             typer.echo(json.dumps([each.model_dump(mode="json") for each in found]))
         else:
             for each in found:
-                show(f"{each.expires:%Y-%m-%d}  {each.days_left:5} days  {each.state:8}  {each.name}")
+                show(f"{each.expires:%Y-%m-%d}  {each.days_left:5} days  {each.state:10}  {each.name}")
         states = {each.state for each in found if each.needed}
-    _warn([each for each in found if each.needed and each.state != "good"])
+    _warn([each for each in found if each.needed and each.state not in {"good", "not_served"}])
+    _say_stale(stale)
     if states & {"expired", "not_yet_valid"}:
         raise typer.Exit(EXIT_EXPIRED)
-    if "soon" in states:
+    if states & {"soon", "not_served"}:
         raise typer.Exit(EXIT_SOON)
 
 
@@ -154,11 +182,14 @@ def rotate(
     forget_old: Annotated[bool, typer.Option("--forget-old", help="Trust the old authority no longer.")] = False,
     federation: FederationOption = HERE,
 ) -> None:
-    """Renew the server's key and certificate: once a year, without the sites noticing. Restart the server after it.
+    """Renew the server's key and certificate: once a year. No site has to do anything.
+
+    The new certificate is shown once the server is restarted and the proxy reloaded, between two runs; until then
+    `certificates` says not_served.
 
     To replace the authority, without a site being cut off: 1. rotate --ca; 2. kit SITE for every site, and each runs
-    multimix-site join KIT again and restarts its connector; 3. rotate --switch, and restart the
-    server; 4. rotate --forget-old.
+    multimix-site join KIT again and restarts its connector; 3. rotate --switch, restart the server and reload the
+    proxy; 4. rotate --forget-old, which looks whether they were.
 
     Exit codes: 0 done, 2 it cannot be.
     """
@@ -174,21 +205,47 @@ def rotate(
                 "When all have: multimix-server rotate --switch"
             )
         elif forget_old:
-            rotation.forget_old(folder)
+            unseen = rotation.forget_old(folder)
             say("The old authority is forgotten: new kits carry the new one alone.")
+            for each in unseen:
+                say(f"Nobody answers at {each.address} from here: see that a running one was restarted since --switch.")
         else:
             rotation.renew(folder, switch=switch)
-            say("The server has a new certificate. Restart it, and the proxy.")
+            say("The server has a new certificate, which is shown once it is restarted and the proxy reloaded.")
+            _say_stale(rotation.not_served(folder))
 
 
-def _settings(host: str, name: str, bind_host: str, bind_port: int) -> FederationSettings:
+def _not_in_force(folder: FederationFolder, site: str) -> str:
+    """Return why the running server does not keep a revoked site out yet; "" where it does."""
+    from server.nodes import list_nodes  # noqa: PLC0415  (flwr)
+
+    try:
+        with at_home():
+            taken_over = admission.shut_out(folder, site, lambda: list_nodes(folder))
+    except InputError as error:
+        return f"the server cannot be asked ({error.reason}). Once it runs: multimix-server revoke {site}"
+    if taken_over:
+        return ""
+    return f"the server has not taken it over; its log says why. Stop it, or again: multimix-server revoke {site}"
+
+
+def _say_stale(stale: list[Shown]) -> None:
+    for each in stale:
+        say(
+            f"NOT SERVED YET at {each.address}, which shows another one: between two runs {each.remedy}", style="yellow"
+        )
+
+
+def _settings(host: str, name: str, bind_host: str, bind_port: int, *, expose: bool) -> FederationSettings:
     address = host if ":" in host.rpartition("]")[2] else f"{host}:{_HTTPS}"
     try:
         split_address(address)
     except ValueError:
         raise InputError("address_unusable", f"{host!r} is no HOST or HOST:PORT; write IPv6 as [::1]:443.") from None
     try:
-        return FederationSettings(name=name, address=address, bind_host=bind_host, bind_port=bind_port)
+        return FederationSettings(
+            name=name, address=address, bind_host=bind_host, bind_port=bind_port, expose_superlink=expose
+        )
     except ValueError:
         raise InputError(
             "federation_name",

@@ -3,12 +3,17 @@
 A site is its node key. Every key that was ever admitted stays on record, so that none comes back under another name.
 """
 
+import fcntl
 import json
 import os
+import pwd
 import stat
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -29,6 +34,7 @@ FILE: Final = "federation.toml"
 NodeKey = Annotated[str, AfterValidator(node_key)]  # OpenSSH's form without comment: what `flwr` registers
 Port = Annotated[int, Field(ge=1, le=0xFFFF)]
 _MOST_SITES: Final = 10_000
+_SCALARS: Final = ("name", "address", "bind_port", "bind_host", "expose_superlink")
 _HEADING: Final = "# The federation; `multimix-server admit`, `revoke` and `rotate` write here.\n"
 
 
@@ -66,6 +72,7 @@ class FederationSettings(Frozen):
     address: Address  # that sites reach, by HTTPS
     bind_port: Port = 8000  # of the SuperLink
     bind_host: Annotated[str, Field(pattern=r"^[A-Za-z0-9.:-]{1,253}$")] = "127.0.0.1"
+    expose_superlink: bool = False  # bind_host may be reached from other machines; nothing but the proxy does
     sites: Annotated[dict[Name, AdmittedSite], Field(max_length=_MOST_SITES)] = Field(default_factory=dict)
     retired: Annotated[tuple[RetiredKey, ...], Field(max_length=_MOST_SITES)] = ()
 
@@ -173,10 +180,13 @@ def open_federation(path: Path) -> FederationFolder:
     """Read a federation's settings.
 
     Raises:
-        InputError: `federation_missing`, `federation_invalid` with the key and what is wrong.
+        InputError: `federation_missing`, `wrong_user` where it is another user's, `federation_invalid` with the key and
+            what is wrong.
     """
     try:
         text = (path / FILE).read_text("utf-8")
+    except PermissionError:
+        raise _wrong_user(path) from None
     except (OSError, UnicodeDecodeError):
         raise InputError(
             "federation_missing",
@@ -193,6 +203,61 @@ def open_federation(path: Path) -> FederationFolder:
         raise InputError("federation_invalid", f"{FILE}, {key}: {words}. Correct it.") from None
 
 
+@contextmanager
+def editing(path: Path) -> Iterator[FederationFolder]:
+    """Read the federation while no other command changes it: nobody's revocation or authority may be written over.
+
+    Raises:
+        InputError: `wrong_user` where the files written would be another user's than the folder, and as
+            `open_federation`.
+    """
+    open_federation(path)
+    lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if os.geteuid() not in {0, os.fstat(lock).st_uid}:  # what root writes stays the folder's owner's
+            raise _wrong_user(path)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield open_federation(path)
+    finally:
+        os.close(lock)
+
+
+def check_owner(folder: FederationFolder) -> None:
+    """Refuse to leave files behind that the folder's owner cannot use, as a server of root's would; `wrong_user`."""
+    if folder.path.stat().st_uid != os.geteuid():
+        raise _wrong_user(folder.path)
+
+
+def check_exposed(settings: FederationSettings) -> None:
+    """Refuse a SuperLink that other machines can reach, unless that was said; InputError `superlink_exposed`."""
+    if not settings.expose_superlink and not _is_loopback(settings.bind_host):
+        raise InputError(
+            "superlink_exposed",
+            f"bind_host {settings.bind_host} is not this machine's loopback, and the SuperLink's control API has no "
+            "authentication: whoever reaches it starts runs and admits sites. Take 127.0.0.1. Only in a network where "
+            "nobody but the proxy reaches it: init --expose-superlink, or expose_superlink = true in "
+            f"{FILE}.",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _wrong_user(path: Path) -> InputError:
+    try:
+        user = pwd.getpwuid(path.stat().st_uid).pw_name
+    except (OSError, KeyError):
+        user = "multimix-server"
+    return InputError(
+        "wrong_user",
+        f"The federation's folder is another user's. Run this as its owner: sudo -u {user} multimix-server ...",
+    )
+
+
 def write_settings(folder: FederationFolder, settings: FederationSettings) -> FederationFolder:
     """Replace `federation.toml` atomically and return the folder as it is then."""
     write_atomically(folder.path / FILE, _toml(settings).encode())
@@ -200,7 +265,7 @@ def write_settings(folder: FederationFolder, settings: FederationSettings) -> Fe
 
 
 def _toml(settings: FederationSettings) -> str:
-    lines = [f"{key} = {_value(getattr(settings, key))}" for key in ("name", "address", "bind_port", "bind_host")]
+    lines = [f"{key} = {_value(getattr(settings, key))}" for key in _SCALARS]
     for name, site in settings.sites.items():
         lines += ["", f"[sites.{_value(name)}]", *_entries(site)]
     for entry in settings.retired:

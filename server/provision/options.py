@@ -1,5 +1,6 @@
 """Options that the coordinator's commands share, and how they speak of what a person can mend."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,17 @@ def explained() -> Iterator[None]:
         _say(getattr(error, "reason", "refused"), str(error))
     except OSError as error:
         _say("folder_unusable", f"The disk says: {error.strerror}. Check the folder's owner and mode, and free space.")
+
+
+@contextmanager
+def at_home() -> Iterator[None]:
+    """Leave the machine's proxy out: the server is on this machine."""
+    before = os.environ.get("NO_PROXY")
+    os.environ["NO_PROXY"] = "*"
+    try:
+        yield
+    finally:
+        os.environ.pop("NO_PROXY") if before is None else os.environ.update(NO_PROXY=before)
 
 
 def say(text: str, *, style: str | None = None) -> None:

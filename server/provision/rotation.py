@@ -2,8 +2,9 @@
 
 An authority is replaced in three steps, so that no site is ever cut off: first kits carry both authorities (`both`),
 then, once every site has joined with such a kit, the server shows a certificate of the new one (`renew`), and at last
-the old one is no longer trusted (`forget_old`). Each step may be cut short by a crash and run again: which authority
-signs is told by `ca.key`, not by the order in `ca.pem`.
+the old one is no longer trusted (`forget_old`). One command changes them at a time, and each step may be cut short by a
+crash and run again: which authority signs is told by `ca.key`, and the newest stands first in `ca.pem`. What the server
+and the proxy show changes when they are restarted, so that is looked at, not only the file.
 """
 
 from collections.abc import Callable
@@ -31,10 +32,11 @@ from server.provision.certificates import (
     read_key,
     server_certificate,
 )
-from server.provision.folder import FILE, FederationFolder, FederationSettings, write_settings
+from server.provision.folder import FILE, FederationFolder, FederationSettings, editing, write_settings
+from server.provision.tls import Look, Shown, shown
 
 Clock = Callable[[], datetime]
-_MOST_AUTHORITIES: Final = 2
+_NEXT_KEY: Final = "ca.key.new"  # of an authority that is being made
 
 
 def utcnow() -> datetime:
@@ -62,7 +64,7 @@ def new_federation(path: Path, settings: FederationSettings, *, now: Clock = utc
     write_atomically(folder.ca, pem_of(authority(settings.name, key, now())), mode=0o644)
     coordinator = Ed25519PrivateKey.generate()
     write_atomically(folder.coordinator, coordinator.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    renew(folder, now=now)
+    _renew(folder, now)
     for each in (folder.runs, folder.flower):
         each.mkdir(mode=0o700)
     return write_settings(folder, settings)
@@ -74,57 +76,83 @@ def renew(folder: FederationFolder, *, switch: bool = False, now: Clock = utcnow
     `switch` says that every site trusts the new authority, where there is one.
 
     Raises:
-        InputError: `authority_changes` where it would be by another authority without `switch`;
-            `authority_missing`, `authority_expired`, and as the readers of certificates.
+        InputError: `authority_changes` where it would be by another authority without `switch`, and with it
+            `rotation_half_done` or `switched_already`; `authority_missing`, `authority_expired`, and as `editing` and
+            the readers of certificates.
     """
-    signer, signer_key = _signer(folder)
-    if signer.not_valid_after_utc <= now():
-        raise InputError("authority_expired", "The authority has expired. Run `multimix-server rotate --ca` first.")
-    if folder.certificate.exists() and not switch and not issued(_server(folder), signer):
-        raise InputError(
-            "authority_changes",
-            "The new certificate would be by the new authority, and a site that has not joined again with a new kit "
-            "would be cut off. If every site has: multimix-server rotate --switch",
-        )
-    key = new_key()
-    certificate = server_certificate(folder.settings.host, key, signer, signer_key, now())
-    write_atomically(folder.certificate_key, key_pem(key))
-    write_atomically(folder.certificate, pem_of(certificate), mode=0o644)
+    with editing(folder.path):
+        has, signer = folder.certificate.exists(), _signer(folder)[0]
+        by_signer = has and issued(_server(folder), signer)
+        if switch and by_signer and len(_authorities(folder)) > 1:
+            _refuse_half_done(folder)
+            raise InputError(
+                "switched_already",
+                "The certificate is by the new authority already. Go on with `multimix-server rotate --forget-old`.",
+            )
+        if has and not switch and not by_signer:
+            raise InputError(
+                "authority_changes",
+                "The new certificate would be by the new authority, and a site that has not joined again with a new "
+                "kit would be cut off. If every site has: multimix-server rotate --switch",
+            )
+        _renew(folder, now)
 
 
 def both(folder: FederationFolder, *, now: Clock = utcnow) -> None:
-    """Make a new authority that kits carry beside the one that the server's certificate is by.
+    """Make a new authority that kits carry beside the one that the server's certificate is by, or finish making it.
+
+    Its key is written aside first and takes its place last: until then the old one signs.
 
     Raises:
-        InputError: `rotation_under_way` where the last one is not finished, and as the readers of certificates.
+        InputError: `rotation_under_way` where the last one is not finished, and as `editing` and the readers of
+            certificates.
     """
-    trusted = _authorities(folder)
-    if len(trusted) >= _MOST_AUTHORITIES:
-        raise InputError(
-            "rotation_under_way",
-            "Two authorities are trusted already. Finish that first: `multimix-server rotate --switch`, "
-            "then `multimix-server rotate --forget-old`.",
-        )
-    key = new_key()
-    added = authority(folder.settings.name, key, now())
-    write_atomically(folder.ca, pem_of(added, *trusted), mode=0o644)
-    write_atomically(folder.ca_key, key_pem(key))
+    with editing(folder.path):
+        trusted, (signer, _) = _authorities(folder), _signer(folder)
+        if len(trusted) > 1 and (signer == trusted[0] or not issued(_server(folder), signer)):
+            raise InputError(
+                "rotation_under_way",
+                "Two authorities are trusted already. Finish that first: `multimix-server rotate --switch`, "
+                "then `multimix-server rotate --forget-old`.",
+            )
+        aside = folder.path / _NEXT_KEY
+        if len(trusted) == 1 or not _key_waits(aside, trusted[0]):
+            key = new_key()
+            write_atomically(aside, key_pem(key))
+            added = authority(folder.settings.name, key, now())
+            write_atomically(folder.ca, pem_of(added, signer), mode=0o644)
+        aside.replace(folder.ca_key)
 
 
-def forget_old(folder: FederationFolder) -> None:
-    """Trust only the authority that signs from now on.
+def forget_old(folder: FederationFolder, *, look: Look = shown) -> list[Shown]:
+    """Trust only the authority that signs from now on; return where nobody answered, so that it is not known.
 
     Raises:
-        InputError: `old_authority_in_use` where the server still shows a certificate of the old one.
+        InputError: `rotation_half_done`; `old_authority_in_use` where the server's certificate is by the old one, and
+            `old_authority_shown` where it is still shown; as `editing` and the readers of certificates.
     """
-    signer, _ = _signer(folder)
-    if not issued(_server(folder), signer):
-        raise InputError(
-            "old_authority_in_use",
-            "The server's certificate is still by the old authority. Once every site has joined with a new kit, run "
-            "`multimix-server rotate --switch`, and then this.",
-        )
-    write_atomically(folder.ca, pem_of(signer), mode=0o644)
+    with editing(folder.path):
+        signer, _ = _signer(folder)
+        _refuse_half_done(folder)
+        if not issued(_server(folder), signer):
+            raise InputError(
+                "old_authority_in_use",
+                "The server's certificate is still by the old authority. Once every site has joined with a new kit, "
+                "run `multimix-server rotate --switch`, and then this.",
+            )
+        old = [each for each in _authorities(folder) if each != signer]
+        if not old:
+            return []
+        seen = look(folder)
+        _refuse_shown(seen, old)
+        write_atomically(folder.ca, pem_of(signer), mode=0o644)
+    return [each for each in seen if each.certificate is None]
+
+
+def not_served(folder: FederationFolder, *, look: Look = shown) -> list[Shown]:
+    """Return where another certificate than the one on disk is shown; InputError as the readers of certificates."""
+    server = _server(folder)
+    return [each for each in look(folder) if each.certificate not in {None, server}]
 
 
 def certificates_of(folder: FederationFolder, now: datetime) -> list[Expiry]:
@@ -184,6 +212,41 @@ def renewal(certificate: Expiry) -> str:
             "`multimix-server rotate --switch`; then start the server."
         )
     return "Run `multimix-server rotate`, then start the server again."
+
+
+def _renew(folder: FederationFolder, now: Clock) -> None:
+    signer, signer_key = _signer(folder)
+    if signer.not_valid_after_utc <= now():
+        raise InputError("authority_expired", "The authority has expired. Run `multimix-server rotate --ca` first.")
+    key = new_key()
+    settings = folder.settings
+    certificate = server_certificate(settings.host, key, signer, signer_key, now(), bind_host=settings.bind_host)
+    write_atomically(folder.certificate_key, key_pem(key))
+    write_atomically(folder.certificate, pem_of(certificate), mode=0o644)
+
+
+def _key_waits(aside: Path, of: x509.Certificate) -> bool:
+    return aside.exists() and belongs(of, read_key(_read(aside), aside.name))
+
+
+def _refuse_half_done(folder: FederationFolder) -> None:
+    if _signer(folder)[0] != _authorities(folder)[0]:
+        raise InputError(
+            "rotation_half_done",
+            "The new authority cannot sign yet: `rotate --ca` was cut short. Run `multimix-server rotate --ca` again, "
+            "and go on from there: new kits for every site, then `--switch`.",
+        )
+
+
+def _refuse_shown(seen: list[Shown], old: list[x509.Certificate]) -> None:
+    still = [each for each in seen if each.certificate is not None and any(issued(each.certificate, by) for by in old)]
+    if still:
+        places = "; ".join(f"{each.address}: {each.remedy}" for each in still)
+        raise InputError(
+            "old_authority_shown",
+            "A certificate of the old authority is still shown, and whoever trusts the new one alone would be cut "
+            f"off. Between two runs, then this again. {places}",
+        )
 
 
 def _signer(folder: FederationFolder) -> tuple[x509.Certificate, EllipticCurvePrivateKey]:

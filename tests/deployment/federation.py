@@ -282,7 +282,9 @@ def phantoms(folder: Path, hospitals: int) -> Images:
 def set_up_server(made: Deployment) -> None:
     where = f"{made.address}:{made.port}"
     server = made.host("server")
-    bind = ("--bind-host", server.address if server else made.address, "--bind-port", str(made.port))
+    bind = ("--bind-port", str(made.port))
+    if server:  # nobody else is in that network
+        bind = (*bind, "--bind-host", server.address, "--expose-superlink")
     made.fingerprint = json.loads(made.server("init", where, *bind, "--json").stdout)["fingerprint"]
 
 

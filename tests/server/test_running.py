@@ -1,5 +1,6 @@
 """Running the server: what Flower is told, what a run is started with, and what status and metrics say."""
 
+import ast
 import json
 import os
 import signal
@@ -15,18 +16,22 @@ import pytest
 
 from multimix.errors import InputError
 from multimix.processes import NOT_STARTED, environment, free_port, keep_running, start, stop
+from server.locks import held
 from server.metrics import serve_metrics
 from server.nodes import is_running, local_address, runs_going_on
 from server.overview import lines_of, overview
 from server.provision.admission import revoke
 from server.provision.folder import write_settings
+from server.reasons import REASONS
 from server.results import write_results
 from server.run_cli import assignments
-from server.running import flower_environment, superlink_command, write_connection
+from server.running import flower_environment, serve, superlink_command, write_connection
 from server.runs import resume_run, start_run, toml
-from tests.connected_sites import again, federation, joined
+from tests.connected_sites import again, federation, joined, server_running
 from tests.server.sample_results import sample_results
 
+SOURCE = Path(__file__).parents[2]
+ELSEWHERE = {"audit", "intake", "preflight"}  # refusals that no server gets to see
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(60)"]
 
 
@@ -55,6 +60,21 @@ def test_the_serverapp_learns_the_federation_and_nothing_that_a_person_exported(
 def test_a_server_on_all_interfaces_is_reached_here_by_the_loopback(folder):
     wide = write_settings(folder, folder.settings.model_copy(update={"bind_host": "0.0.0.0"}))
     assert local_address(wide) == f"127.0.0.1:{folder.settings.bind_port}"
+
+
+def test_a_superlink_that_others_reach_is_not_started_unless_that_was_asked_for(folder):
+    wide = write_settings(folder, folder.settings.model_copy(update={"bind_host": "0.0.0.0"}))
+    with pytest.raises(InputError) as error:
+        serve(wide, threading.Event(), metrics_port=free_port())
+    assert error.value.reason == "superlink_exposed"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")
+def test_root_leaves_no_files_behind_that_the_services_user_cannot_use(folder):
+    os.chown(folder.path, 64_001, 64_001)
+    with pytest.raises(InputError) as error:
+        serve(folder, threading.Event(), metrics_port=free_port())
+    assert error.value.reason == "wrong_user"
 
 
 def test_flwr_trusts_the_federations_authority_only(folder):
@@ -113,6 +133,25 @@ def test_status_says_of_each_site_how_it_stands(folder, tmp_path):
     assert json.loads(json.dumps(seen)) == seen
 
 
+def test_the_running_server_confirms_a_revocation_and_is_seen_to_show_its_old_certificate(folder, tmp_path):
+    import typer
+    from typer.testing import CliRunner
+
+    from server.provision import cli
+
+    app = typer.Typer()
+    cli.register(app)
+    joined(folder, tmp_path / "alpha")
+    with server_running(again(folder)):
+        assert CliRunner().invoke(app, ["revoke", "alpha", "-f", str(folder.path)]).exit_code == 0
+        for step, code in (("--ca", 0), ("--switch", 0), ("--forget-old", 2)):
+            done = CliRunner().invoke(app, ["rotate", step, "-f", str(folder.path)])
+            assert done.exit_code == code, done.stderr
+        assert "old_authority_shown" in done.stderr
+        assert is_running(again(folder))
+        assert "not_served" in CliRunner().invoke(app, ["certificates", "-f", str(folder.path)]).stdout
+
+
 def test_metrics_count_answers_by_reason_and_fold_words_that_are_no_reason_codes(folder):
     results = sample_results()
     first = results.rounds[0]
@@ -133,6 +172,45 @@ def test_metrics_count_answers_by_reason_and_fold_words_that_are_no_reason_codes
     assert 'reason="other"' in said
     assert "evil" not in said
     assert not any(name in said for name in sites)
+
+
+def test_metrics_name_no_reason_that_a_site_made_up(folder):
+    results = sample_results()
+    first = results.rounds[0]
+    said = {
+        name: site.model_copy(update={"state": "refused", "reason": "mueller_hans_1950"})
+        for name, site in first.sites.items()
+    }
+    (folder.runs / "one").mkdir(parents=True)
+    write_results(
+        results.model_copy(update={"rounds": (first.model_copy(update={"sites": said}),)}), folder.runs / "one"
+    )
+    port = free_port()
+    with serve_metrics(folder.path, port):
+        text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    assert "mueller" not in text
+    assert f'multimix_run_site_rounds{{reason="other",state="refused"}} {len(said)}.0' in text
+
+
+def strings(node):
+    return {each.value for each in ast.walk(node) if isinstance(each, ast.Constant) and isinstance(each.value, str)}
+
+
+def test_every_reason_of_a_refusal_is_known_to_the_metrics_and_none_is_invented():
+    files = [file for package in ("client", "multimix", "server") for file in (SOURCE / package).rglob("*.py")]
+    trees = [ast.parse(file.read_text()) for file in files if not ELSEWHERE & set(file.parts)]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    refusals = [node for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Refused"]
+    raised = set().union(*(strings(call.args[0]) for call in refusals))
+    assert {"dp_delta", "update_norm", "ledger_damaged", "site_revoked"} <= raised
+    assert raised <= REASONS
+    assert set().union(*map(strings, trees)) >= REASONS
+
+
+def test_a_metrics_port_that_does_not_exist_is_named(folder):
+    with pytest.raises(InputError, match="65536") as error, serve_metrics(folder.path, 0xFFFF + 1):
+        pass
+    assert error.value.reason == "metrics_port"
 
 
 def test_a_taken_metrics_port_is_named(folder):
@@ -198,3 +276,16 @@ def wait_until_gone(pid):
             return
         time.sleep(0.05)
     raise AssertionError("the process is alive")
+
+
+def test_two_commands_do_not_start_a_run_each(folder, monkeypatch):
+    monkeypatch.setattr("server.runs.is_running", lambda _folder: True)
+    monkeypatch.setattr("server.runs.runs_going_on", lambda _folder: [])
+    folder.flower.mkdir(exist_ok=True)
+    with held(folder.flower / "run.lock", wait_s=0, busy=InputError("busy", "")):
+        for start in (start_run, resume_run):
+            (folder.flower / "runs").mkdir(exist_ok=True)
+            (folder.flower / "runs" / "old.json").write_text("{}")
+            with pytest.raises(InputError) as caught:
+                start(folder, *(("new", {}) if start is start_run else ("old",)))
+            assert caught.value.reason == "run_active"

@@ -1,13 +1,18 @@
 """Who takes part, and that no key ever changes its name."""
 
+import os
+import tempfile
 import threading
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from multimix.contract.node_key import as_flower_keeps_it, new_node_key, public_half
 from multimix.errors import InputError
-from server.provision.admission import admit, revoke
+from server.nodes import Node
+from server.provision.admission import admit, revoke, shut_out
 from server.provision.folder import (
     FILE,
     AdmittedSite,
@@ -145,3 +150,83 @@ def test_a_damaged_federation_is_refused(path, text):
 
 def test_no_federation_is_said_so(tmp_path):
     assert refused(open_federation, tmp_path / "none") == "federation_missing"
+
+
+def node(site, *, registered):
+    return Node(number=1, key=site.flower_key, registered=registered, online=True, seen=None)
+
+
+def test_a_revocation_is_in_force_once_the_superlink_lets_the_key_go(path):
+    admit(path, "north", key())
+    folder = revoke(path, "north")
+    site = folder.settings.sites["north"]
+    answers = iter([[node(site, registered=True)], [node(site, registered=False)]])
+    assert shut_out(folder, "north", lambda: next(answers))
+
+
+def test_a_revocation_that_the_superlink_does_not_take_over_is_not_in_force(path):
+    admit(path, "north", key())
+    folder = revoke(path, "north")
+    listed = [node(folder.settings.sites["north"], registered=True)]
+    assert not shut_out(folder, "north", lambda: listed, within_s=0.3)
+
+
+def test_a_key_that_the_superlink_never_saw_is_shut_out(path):
+    admit(path, "north", key())
+    assert shut_out(revoke(path, "north"), "north", list)
+
+
+ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be two users")
+SERVICE, OTHER = 64_001, 64_002  # users that need no name
+
+
+@pytest.fixture
+def of_service():
+    """A federation in a folder of the service's user."""
+    with tempfile.TemporaryDirectory() as base:
+        Path(base).chmod(0o755)
+        folder = Path(base) / "federation"
+        settings = FederationSettings(name="lungs", address="coordinator.example:443")
+        write_settings(FederationFolder(folder, settings), settings)
+        for each in (folder, folder / FILE):
+            os.chown(each, SERVICE, SERVICE)
+        folder.chmod(0o700)
+        yield folder
+
+
+@contextmanager
+def as_user(number):
+    os.seteuid(number)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@ROOT
+def test_what_root_changes_stays_readable_for_the_service(of_service):
+    admit(of_service, "north", key())
+    revoke(of_service, "north")
+    with as_user(SERVICE):
+        assert open_federation(of_service).settings.admitted == {}
+
+
+@ROOT
+def test_the_service_changes_its_own_federation(of_service):
+    with as_user(SERVICE):
+        admit(of_service, "north", key())
+        assert (of_service / FILE).stat().st_uid == SERVICE
+
+
+@ROOT
+def test_another_user_is_told_whose_it_is(of_service):
+    with as_user(OTHER):
+        assert refused(revoke, of_service, "north") == "wrong_user"
+
+
+@ROOT
+def test_another_user_who_may_write_is_refused_all_the_same(of_service):
+    of_service.chmod(0o777)
+    (of_service / FILE).chmod(0o666)
+    with as_user(OTHER):
+        assert refused(admit, of_service, "north", key()) == "wrong_user"

@@ -9,9 +9,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from multimix.errors import InputError
-from server.provision.certificates import AUTHORITY_LASTS, SERVER_LASTS, SOON
+from multimix.processes import free_port
+from server.provision.certificates import AUTHORITY_LASTS, SERVER_LASTS, SOON, read_certificates
 from server.provision.folder import FederationSettings, open_federation
-from server.provision.rotation import both, certificates_of, expiring, forget_old, new_federation, renew
+from server.provision.rotation import both, certificates_of, expiring, forget_old, new_federation, not_served, renew
+from tests.server.provision.showing import showing
 
 NOW = datetime.now(UTC)
 
@@ -23,6 +25,22 @@ def folder(tmp_path):
 
 def make(path, address, now=NOW):
     return new_federation(path, FederationSettings(name="lungs", address=address), now=lambda: now)
+
+
+@pytest.fixture
+def here(tmp_path):
+    """A federation with two addresses of this machine, SuperLink's and proxy's, where nobody listens yet."""
+    settings = FederationSettings(name="lungs", address=f"127.0.0.1:{free_port()}", bind_port=free_port())
+    return new_federation(tmp_path / "here", settings)
+
+
+def nobody(folder):
+    """What a look at a server that does not run shows."""
+    return []
+
+
+def local(folder):
+    return f"127.0.0.1:{folder.settings.bind_port}"
 
 
 def refused(call, *arguments, **options):
@@ -150,7 +168,7 @@ def test_an_authority_is_replaced_and_a_site_that_follows_is_never_cut_off(folde
     renew(folder, switch=True)
     assert shake_hands(folder, bundle, host) == "trusted"
     assert shake_hands(folder, old, host) != "trusted"
-    forget_old(folder)
+    forget_old(folder, look=nobody)
     new = folder.ca.read_bytes()
     assert old not in new
     assert [shake_hands(folder, trusted, host) for trusted in (bundle, new)] == ["trusted"] * 2
@@ -193,14 +211,105 @@ def test_a_rotation_that_a_crash_cut_short_is_said_so_and_mended_by_running_it_a
     assert expiring(folder, NOW) == []
 
 
-def test_a_new_authority_without_its_key_signs_nothing_and_is_dropped_again(folder):
-    old_key, old = folder.ca_key.read_bytes(), folder.ca.read_bytes()
+@pytest.fixture(params=["key aside", "no key aside, as older versions leave it"])
+def cut_short(folder, request):
+    """`rotate --ca` was killed between ca.pem and ca.key."""
+    old_key = folder.ca_key.read_bytes()
     both(folder)
-    folder.ca_key.write_bytes(old_key)  # as if a crash had come between ca.pem and ca.key
-    renew(folder)
-    assert shake_hands(folder, old, "coordinator.example") == "trusted"
-    forget_old(folder)
-    assert folder.ca.read_bytes() == old
+    if request.param == "key aside":
+        folder.ca_key.rename(folder.path / "ca.key.new")
+    folder.ca_key.write_bytes(old_key)
+    return folder
+
+
+def test_a_new_authority_without_its_key_signs_nothing(cut_short):
+    renew(cut_short)
+    assert shake_hands(cut_short, cut_short.ca.read_bytes(), "coordinator.example") == "trusted"
+    assert refused(renew, cut_short, switch=True) == "rotation_half_done"
+    assert refused(forget_old, cut_short, look=nobody) == "rotation_half_done"
+
+
+def test_a_new_authority_that_was_cut_short_is_finished_by_running_it_again_and_the_old_one_is_forgotten(cut_short):
+    trusted_before = read_certificates(cut_short.ca.read_bytes(), "ca.pem")
+    both(cut_short)
+    renew(cut_short, switch=True)
+    forget_old(cut_short, look=nobody)
+    (left,) = read_certificates(cut_short.ca.read_bytes(), "ca.pem")
+    assert left != trusted_before[1], "the old authority is trusted no longer"
+    assert shake_hands(cut_short, cut_short.ca.read_bytes(), "coordinator.example") == "trusted"
+
+
+def test_an_authority_whose_kits_may_be_out_is_kept_where_its_key_waits_aside(folder):
+    old_key = folder.ca_key.read_bytes()
+    both(folder)
+    bundle = folder.ca.read_bytes()
+    folder.ca_key.rename(folder.path / "ca.key.new")
+    folder.ca_key.write_bytes(old_key)
+    both(folder)
+    assert folder.ca.read_bytes() == bundle
+    assert not (folder.path / "ca.key.new").exists()
+
+
+def test_a_key_left_aside_before_its_authority_was_written_is_no_harm(folder):
+    (folder.path / "ca.key.new").write_bytes(folder.ca_key.read_bytes())
+    both(folder)
+    renew(folder, switch=True)
+    forget_old(folder, look=nobody)
+    assert shake_hands(folder, folder.ca.read_bytes(), "coordinator.example") == "trusted"
+
+
+def test_switching_twice_is_refused(folder):
+    both(folder)
+    renew(folder, switch=True)
+    assert refused(renew, folder, switch=True) == "switched_already"
+
+
+def test_two_new_authorities_at_once_are_one(folder):
+    said = []
+
+    def make_one():
+        try:
+            both(folder)
+        except InputError as error:
+            said.append(error.reason)
+
+    threads = [threading.Thread(target=make_one) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert said == ["rotation_under_way"] * 7
+    renew(folder, switch=True)
+
+
+@pytest.mark.parametrize("where", [local, lambda folder: folder.settings.address], ids=["server", "proxy"])
+def test_the_old_authority_is_kept_while_its_certificate_is_still_shown(here, where):
+    both(here)
+    with showing(here, where(here)):
+        renew(here, switch=True)
+        before = here.ca.read_bytes()
+        with pytest.raises(InputError, match=where(here)) as refusal:
+            forget_old(here)
+        assert refusal.value.reason == "old_authority_shown"
+        assert here.ca.read_bytes() == before
+    with showing(here, where(here)):
+        forget_old(here)
+
+
+def test_forgetting_names_the_addresses_where_nobody_answers(here):
+    both(here)
+    renew(here, switch=True)
+    with showing(here, local(here)):
+        assert [each.address for each in forget_old(here)] == [here.settings.address]
+
+
+def test_a_renewed_certificate_is_not_served_before_the_restart(here):
+    with showing(here, local(here)), showing(here, here.settings.address):
+        assert not_served(here) == []
+        renew(here)
+        assert [each.address for each in not_served(here)] == [local(here), here.settings.address]
+    with showing(here, local(here)):
+        assert not_served(here) == []
 
 
 @pytest.mark.parametrize("name", ["ca.pem", "server.pem", "server.key"])
@@ -209,3 +318,11 @@ def test_a_damaged_file_is_refused_in_words_of_ours(folder, name):
     with pytest.raises(InputError, match="Restore it") as refusal:
         certificates_of(folder, NOW)
     assert "MUELLER" not in str(refusal.value)
+
+
+def test_a_proxy_on_another_host_trusts_the_address_that_the_superlink_listens_on(tmp_path):
+    settings = FederationSettings(
+        name="lungs", address="coordinator.example:443", bind_host="192.0.2.7", expose_superlink=True
+    )
+    folder = new_federation(tmp_path / "federation", settings)
+    assert shake_hands(folder, folder.ca.read_bytes(), "192.0.2.7") == "trusted"

@@ -9,9 +9,11 @@ from typer.testing import CliRunner
 
 from multimix.contract.kit import FILES
 from multimix.contract.node_key import new_node_key, node_fingerprint, public_half
+from multimix.processes import free_port
 from server.provision import cli
 from server.provision.folder import FederationSettings, open_federation
 from server.provision.rotation import new_federation
+from tests.server.provision.showing import showing
 
 APP = typer.Typer(pretty_exceptions_enable=False)
 cli.register(APP)
@@ -26,7 +28,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture
 def made(here):
-    assert run("init", "coordinator.example", "--name", "lungs").exit_code == 0
+    assert run("init", f"127.0.0.1:{free_port()}", "--name", "lungs", "--bind-port", free_port()).exit_code == 0
     return here / "federation"
 
 
@@ -90,11 +92,39 @@ def test_admit_refuses_a_key_of_another_fingerprint(made):
     assert open_federation(made).settings.sites == {}
 
 
-def test_revoke_says_when(made):
+def test_revoke_says_when_and_that_no_server_has_taken_it_over(made):
     run("admit", "north", public_half(new_node_key()))
     done = run("revoke", "north")
-    assert done.exit_code == 0
+    assert done.exit_code == 1
     assert f"{datetime.now(UTC):%Y-%m-%d}" in done.stdout
+    assert "NOT IN FORCE YET" in done.stderr
+    assert "superlink_away" in done.stderr
+    assert not json.loads(run("revoke", "north", "--json").stdout)["in_force"]
+    assert open_federation(made).settings.admitted == {}
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "coordinator.example", "::"])
+def test_a_superlink_that_others_reach_has_to_be_asked_for(here, host):
+    done = run("init", "a.example", "--bind-host", host)
+    assert (done.exit_code, "superlink_exposed" in done.stderr) == (2, True)
+    assert not (here / "federation").exists()
+    assert run("init", "a.example", "--bind-host", host, "--expose-superlink").exit_code == 0
+    assert open_federation(here / "federation").settings.expose_superlink
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "::1", "localhost"])
+def test_a_superlink_on_the_loopback_needs_no_more_words(here, host):
+    assert run("init", "a.example", "--bind-host", host).exit_code == 0
+
+
+def test_certificates_says_that_the_server_still_shows_another(made):
+    with showing(open_federation(made), f"127.0.0.1:{open_federation(made).settings.bind_port}"):
+        assert run("certificates").exit_code == 0
+        assert "NOT SERVED YET" in run("rotate").stderr
+        done = run("certificates", "--json")
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)[0]["state"] == "not_served"
+    assert "systemctl restart multimix-server" in done.stderr
 
 
 def test_rotate_walks_the_steps_and_refuses_them_out_of_order(made):
@@ -106,7 +136,8 @@ def test_rotate_walks_the_steps_and_refuses_them_out_of_order(made):
 @pytest.mark.parametrize(("age_days", "code", "words"), [(0, 0, ""), (340, 1, "expires soon"), (366, 3, "has EXPIRED")])
 def test_certificates_says_what_to_do_and_in_its_exit_code(here, age_days, code, words):
     begun = datetime.now(UTC) - timedelta(days=age_days)
-    new_federation(here / "federation", FederationSettings(name="a", address="a.example:443"), now=lambda: begun)
+    settings = FederationSettings(name="a", address=f"127.0.0.1:{free_port()}", bind_port=free_port())
+    new_federation(here / "federation", settings, now=lambda: begun)
     done = run("certificates", "--json")
     assert done.exit_code == code
     assert [row["days_left"] for row in json.loads(done.stdout)] == [364 - age_days, 3649 - age_days]
