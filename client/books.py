@@ -193,10 +193,11 @@ class Books:
         ledger.append(NonPrivate(binding=order.binding, steps=steps))
 
     def enter_evaluation(self, ledger: Ledger, order: Order, minimum_cohort: int) -> None:
-        """Enter that exact figures leave, once for each order."""
+        """Enter that exact figures leave, once for each order; Refused as `check_evaluation`."""
         split = order.plan.evaluate_on
         if split == "none":
             raise Refused("plan_incomplete")
+        check_evaluation(ledger.entries, order)
         entry = Evaluation(binding=order.binding, split=split, minimum_cohort=minimum_cohort)
         if not any(each.body == entry for each in ledger.entries):
             ledger.append(entry)
@@ -261,3 +262,26 @@ def check_order(entries: tuple[Entry, ...], plan: RoundPlan, plan_sha256: Sha256
         raise Refused("plan_replayed", f"round {plan.round} after round {last.round}")
     if plan.round == last.round and plan_sha256 != last.plan_sha256:
         raise Refused("plan_changed", f"another plan for round {plan.round}")
+
+
+def check_evaluation(entries: tuple[Entry, ...], order: Order) -> None:
+    """Refuse figures that were not to be had before, for good: nobody gets two answers to tell one patient by.
+
+    Raises:
+        Refused: `plan_replayed` for an older round of the job than the last one evaluated, `plan_changed` for another
+            plan for that round, `data_changed` for a plan that was answered on other images: the difference of two
+            exact figures is that of the patients who came or went between them.
+    """
+    plan, asked = order.plan, order.binding
+    trained = {e.body.binding.plan_sha256 for e in entries if isinstance(e.body, NonPrivate)}
+    evaluated = [e.body.binding for e in entries if isinstance(e.body, Evaluation) and job_of(e.body) == asked.job_id]
+    alone = [each for each in evaluated if each.plan_sha256 not in trained]  # others rode on a training reply
+    if plan.kind == "evaluate" and alone:
+        last = max(alone, key=lambda each: each.round)
+        if plan.round < last.round:
+            raise Refused("plan_replayed", f"round {plan.round} after round {last.round}")
+        if plan.round == last.round and asked.plan_sha256 != last.plan_sha256:
+            raise Refused("plan_changed", f"another plan for round {plan.round}")
+    same = (each for each in evaluated if each.plan_sha256 == asked.plan_sha256)
+    if any(each.data_fingerprint != asked.data_fingerprint for each in same):
+        raise Refused("data_changed")

@@ -8,6 +8,8 @@ import typer
 
 from client.connector import connect, open_connector
 from client.console import discreet, err
+from client.settings import open_site
+from multimix.errors import SiteError
 from multimix.processes import stop_signals
 
 _HERE = Path("site")
@@ -25,11 +27,9 @@ def connect_command(
         Path, typer.Option("--site", "-s", envvar="MULTIMIX_SITE", help="The site's folder, where one user runs all.")
     ] = _HERE,
     folder: Annotated[
-        Path | None, typer.Option(help="The connector's own folder; SITE/connector unless given.")
+        Path | None, typer.Option(help="The connector's own folder; as site.toml says unless given.")
     ] = None,
-    socket: Annotated[
-        Path | None, typer.Option(help="The agent's socket; SITE/socket/agent.sock unless given.")
-    ] = None,
+    socket: Annotated[Path | None, typer.Option(help="The agent's socket; as site.toml says unless given.")] = None,
     once: Annotated[bool, typer.Option("--once", help="End when the SuperNode ends; do not try again.")] = False,
     polling: Annotated[
         Literal["quick", "flower"],
@@ -45,12 +45,23 @@ def connect_command(
     or a connector runs here.
     """
     with discreet(), stop_signals() as stopped:
-        folder, socket = folder or site / "connector", socket or site / "socket" / "agent.sock"
+        folder, socket = _places(site, folder, socket)
         connector = open_connector(folder, socket, polling=polling)
         _say("connect", f"site {connector.kit.site} of federation {connector.kit.federation}")
         code = connect(connector, stopped, _say, once=once)
     if code and not stopped.is_set():
         raise typer.Exit(_FAILED)
+
+
+def _places(site: Path, folder: Path | None, socket: Path | None) -> tuple[Path, Path]:
+    """Return the connector's folder and the agent's socket, as site.toml has them where this user may read it."""
+    if folder is not None and socket is not None:
+        return folder, socket
+    try:
+        opened = open_site(site)
+    except SiteError:
+        return folder or site / "connector", socket or site / "socket" / "agent.sock"
+    return folder or opened.connector, socket or opened.socket
 
 
 def _say(reason: str, words: str) -> None:

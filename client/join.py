@@ -1,8 +1,9 @@
 """Joining a federation: a kit is checked whole, and the site's folder completed with what it says.
 
-`SITE/connector/` holds all that the connector may read: the kit's word on where the server is, the authorities that it
-trusts, and the key that it shows. The key is made here and never leaves; whoever takes it can answer in the site's
-name, but reads nothing of the site.
+The connector's folder (`agent.connector_folder`, else `SITE/connector/`) holds all that the connector may read: the
+kit's word on where the server is, the authorities that it trusts, and the key that it shows. The key is made here and
+never leaves; whoever takes it can answer in the site's name, but reads nothing of the site. Where root joins for a site
+of three users, what is written belongs to whoever reads it.
 """
 
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from client.kit_files import read_kit_files
+from client.ownership import as_owner_of, rewrite
 from client.settings import FILE, SiteFolder, new_site, open_site
 from client.site_text import Value, with_section
 from multimix.contract.kit import AUTHORITY, KIT, Kit, verified_kit
@@ -20,7 +22,6 @@ from multimix.files import write_atomically
 from multimix.privacy.ledger import FILE as LEDGER
 from multimix.privacy.ledger import create_ledger
 
-CONNECTOR: Final = "connector"
 NODE_KEY: Final = "node.key"
 NODE_PUBLIC: Final = "node.pub"
 IMAGE_SIZE: Final = 256  # pixels, of a site that join makes
@@ -78,19 +79,20 @@ def join(
 
     Raises:
         SiteError: `site_name_differs`, `coordinator_differs`, `population_exists`, `node_key_unusable`, and as
-            `open_site`, `new_site`, `with_section`.
+            `open_site`, `new_site`, `with_section`, `rewrite`.
         Refused: as `create_ledger`.
     """
     existed = (path / FILE).exists()
     if existed:
         _check_same(open_site(path), read.kit, population)
     site = open_site(path) if existed else new_site(path, read.kit.site, image_size=image_size)
-    connector = site.path / CONNECTOR
-    text = _completed(site, read.kit, connector, population)
-    public = _node_key(connector, make_new=new_key)
-    write_atomically(connector / AUTHORITY, read.authorities, mode=0o644)
-    write_atomically(connector / KIT, read.document, mode=0o644)
-    write_atomically(site.path / FILE, text.encode())
+    text = _completed(site, read.kit, population)
+    with as_owner_of(site.connector):
+        public = _node_key(site.connector, make_new=new_key)
+        write_atomically(site.connector / AUTHORITY, read.authorities, mode=0o644)
+        write_atomically(site.connector / KIT, read.document, mode=0o644)
+    rewrite(site.authority, read.authorities)
+    rewrite(site.path / FILE, text.encode())
     site = open_site(path)
     begun = population is not None and _begin_ledger(site)
     return Joined(site, public, node_fingerprint(public), begun)
@@ -125,10 +127,10 @@ def _plain(value: Value, said: object) -> object:
     return {**said, **value} if isinstance(value, Mapping) and isinstance(said, dict) else value
 
 
-def _completed(site: SiteFolder, kit: Kit, connector: Path, population: Mapping[str, Value] | None) -> str:
+def _completed(site: SiteFolder, kit: Kit, population: Mapping[str, Value] | None) -> str:
     server = {
         "address": kit.address,
-        "ca_file": str((connector / AUTHORITY).resolve()),
+        "ca_file": str(site.authority.resolve()),
         "coordinator_key": kit.coordinator_key,
     }
     text = with_section((site.path / FILE).read_text("utf-8"), "server", server)
@@ -159,5 +161,6 @@ def _begin_ledger(site: SiteFolder) -> bool:
     """Begin the population's ledger unless there is one: it outlives installations."""
     if (site.ledger / LEDGER).exists():
         return False
-    create_ledger(site.ledger, site=site.settings.name, population=site.population.name)
+    with as_owner_of(site.ledger if site.ledger.is_dir() else site.ledger.parent):
+        create_ledger(site.ledger, site=site.settings.name, population=site.population.name)
     return True

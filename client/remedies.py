@@ -51,6 +51,8 @@ REMEDIES: Final = MappingProxyType(
         "was reserved for it, that stays spent, and the same order is answered again at no further cost.",
         "control_unusable": "control.json in the site's folder cannot be read, so nothing is trained. Remove it, then "
         "approve jobs anew.",
+        "wrong_user": "What the agent keeps belongs to another user. Run the command as that user: sudo -u USER "
+        "multimix-site ...",
         "message_too_large": "The model is larger than agent.maximum_weights_mib of site.toml allows.",
         "request_malformed": "What the connector sent is no order. Check that it runs the same version as the agent.",
         "protocol_unknown": "The other side speaks another version of the protocol. Update the older one.",
@@ -93,6 +95,8 @@ REMEDIES: Final = MappingProxyType(
         "plan_incomplete": _ASK,
         "plan_replayed": _ASK,
         "plan_changed": _ASK,
+        "data_changed": "These figures were given before, on other images: together with the new ones they would tell "
+        "of single patients. The coordinator can ask anew in a later round or another job.",
         "dp_changed": _ASK,
         "dp_delta_raised": "delta of a population never rises: what was promised at the smaller one would be stated at "
         "a larger. Set population.delta in site.toml to what it was.",

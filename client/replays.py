@@ -1,7 +1,7 @@
 """An older round, or another plan for the same round, is refused; the very same plan is answered alike again.
 
-Remembered by the process: a site that restarts forgets. Where there is a ledger, it remembers training for good
-(`client.books.check_order`), and this only evaluations.
+Remembered by the process: a site that restarts forgets. Where there is a ledger, it remembers for good
+(`client.books.check_order` and `check_evaluation`), and this is not asked.
 """
 
 from multimix.contract.messages import RoundPlan

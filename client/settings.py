@@ -20,6 +20,7 @@ from client.intake.receiver import Receiver
 from client.intake.workers import Limits
 from client.policy import SitePolicy
 from client.population import PopulationSettings
+from client.settings_template import TEMPLATE
 from multimix.config import Frozen
 from multimix.contract.messages import Name
 from multimix.contract.privacy import Base64
@@ -60,9 +61,12 @@ class ServerSettings(Frozen):
 
 
 class AgentSettings(Frozen):
-    """The process that trains: who may ask it, and with what it trains."""
+    """The process that trains: who may ask it, and with what it trains. Relative paths count from the site's folder."""
 
     folder: Path | None = None  # of ledger, log and decisions, where the agent is another user; else the site's folder
+    connector_folder: Path | None = None  # of kit and node key; connector/ in the site's folder if not given
+    socket: Path | None = None  # of the agent; socket/agent.sock in the site's folder if not given
+    metrics_folder: Path | None = None  # of metrics.prom, that monitoring may read; else it is with the log
     connector_group: str = ""  # may use the agent's socket, and nothing else; "" is the agent's own group
     maximum_weights_mib: Annotated[int, Field(ge=1, le=1 << 20)] = 2048  # an order that declares more is not read
     threads: Annotated[int, Field(ge=0, le=1024)] = 0  # 0: as many as torch takes
@@ -76,7 +80,7 @@ class SiteSettings(Frozen):
     image_size: Annotated[int, Field(ge=16, le=1024, multiple_of=16)] = 256
     fit: Literal["pad", "stretch"] = "pad"
     mask_convention: Literal["mediastinum_excluded", "behind_heart"] = MEDIASTINUM_EXCLUDED
-    store_group: str = ""  # group that may read the store; "" keeps it to the intake's user
+    store_group: Annotated[str, Field(pattern=r"^[^\s:/]*$")] = ""  # may read the store; "" keeps it to intake's user
     label_map: dict[str, LabelName] = Field(default_factory=dict)
     intake: IntakeSettings = IntakeSettings()
     pacs: Pacs | None = None
@@ -102,16 +106,6 @@ class SiteSettings(Frozen):
         if population.officer_key is not None:
             _checked_key(population.officer_key)
         return population
-
-    @field_validator("store_group")
-    @classmethod
-    def _group_exists(cls, group: str) -> str:
-        if group:
-            try:
-                grp.getgrnam(group)
-            except KeyError:
-                raise ValueError("no such group on this machine") from None
-        return group
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -165,6 +159,26 @@ class SiteFolder:
         return self.path / (self.settings.agent.folder or "")
 
     @property
+    def connector(self) -> Path:
+        """All that the connector reads: what `join` writes."""
+        return self.path / (self.settings.agent.connector_folder or "connector")
+
+    @property
+    def socket(self) -> Path:
+        """Where the agent listens."""
+        return self.path / (self.settings.agent.socket or Path("socket") / "agent.sock")
+
+    @property
+    def metrics(self) -> Path:
+        """The folder of the agent's metrics."""
+        return self.path / (self.settings.agent.metrics_folder or self.agent)
+
+    @property
+    def authority(self) -> Path:
+        """The coordinator's authority, for `check`; the connector has a copy of its own."""
+        return self.path / "coordinator-ca.pem"
+
+    @property
     def population(self) -> PopulationSettings:
         """Whose privacy is spent here.
 
@@ -206,14 +220,22 @@ class SiteFolder:
         return read_or_make_secret(self.secret)
 
     def journal(self, *, rules: str = "") -> AbstractContextManager[Journal]:
-        """Open the site's journal, alone; see `client.intake.journal.open_journal`."""
+        """Open the site's journal, alone; see `client.intake.journal.open_journal`. SiteError `group_unknown`."""
+        _ = self.group  # what comes of the journal is given to it: say now that there is none, not after the work
         owner = self.pseudonyms().of("owner of the journal")
         return open_journal(self.intake, self.settings.preprocessing, rules=rules, owner=owner)
 
     @property
     def group(self) -> int | None:
-        """The number of the group that may read the store."""
-        return grp.getgrnam(self.settings.store_group).gr_gid if self.settings.store_group else None
+        """The number of the group that may read the store; SiteError `group_unknown`."""
+        try:
+            return grp.getgrnam(self.settings.store_group).gr_gid if self.settings.store_group else None
+        except KeyError:
+            raise SiteError(
+                "group_unknown",
+                "There is no such group as store_group on this machine. Make it, as the files of `multimix-site units` "
+                "do, or correct site.toml.",
+            ) from None
 
     def rules(self, *, without_preamble: bool = False) -> Rules:
         """What the workers have to know."""
@@ -262,7 +284,7 @@ def new_site(path: Path, name: str, *, image_size: int) -> SiteFolder:
         first = invalid.errors(include_input=False, include_url=False)[0]
         raise SiteError("settings_invalid", f"{first['loc'][0]}: {_words(first['msg'])}. Give another.") from None
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_atomically(path / FILE, _TEMPLATE.format(name=name, image_size=image_size).encode())
+    write_atomically(path / FILE, TEMPLATE.format(name=name, image_size=image_size).encode())
     site = open_site(path)
     read_or_make_secret(site.secret)
     return site
@@ -279,66 +301,3 @@ def _checked_key(text: str | None) -> str | None:
 
 def _words(message: str) -> str:
     return message.removeprefix("Value error, ")  # pydantic's, before words of ours
-
-
-_TEMPLATE: Final = """\
-# The settings of this site; docs/site-data.md explains each.
-name = "{name}"
-image_size = {image_size}
-mask_convention = "mediastinum_excluded"  # or "behind_heart": what a lung mask without a word of its own means
-# store_group = "multimix-agent"          # the group of the training agent, if it is another user
-
-[label_map]  # words of your labels files that mean one of ours: normal, pneumonia, other, unknown
-# "No Finding" = "normal"
-
-[intake]
-seconds_per_file = 20
-memory_mib = 2048
-
-# [pacs]                                  # DICOMweb
-# url = "https://pacs.example/dicom-web"
-# username = "multimix"
-# password_file = "/etc/multimix/pacs.password"
-
-# [receiver]                              # C-STORE, for `multimix-site receive`
-# ae_title = "MULTIMIX"
-# port = 11112
-# allowed_calling_ae = ["PACS"]
-
-# [server]                                # for `multimix-site check`
-# address = "coordinator.example:8000"
-# ca_file = "/etc/multimix/coordinator-ca.pem"
-# coordinator_key = "KEY OF THE KIT"      # who may order training here; Ed25519
-
-# [agent]                                 # `multimix-site agent`, which trains and has no network
-# folder = "/srv/multimix/site-agent"     # of ledger and log, where the agent is another user than intake
-# connector_group = "multimix-connector"  # the group of the user that runs `multimix-site connect`
-# maximum_weights_mib = 2048              # a larger model is refused before it is read
-# threads = 0                             # 0: as many as torch takes
-# device = "auto"                         # or "cpu", "cuda"
-
-# Whose privacy is spent, and how much of it there is: the hospital decides, with its privacy officer.
-# What is declared here is told to the federation: give round numbers, never counts taken from the images.
-# Then run: multimix-site ledger begin
-# [population]
-# name = "patients"
-# declared_patients = 1000                # about so many patients are trained on
-# declared_labels = {{ normal = 400, pneumonia = 400 }}  # about so many of them have each label
-# declared_masks = {{ mediastinum_excluded = 200 }}  # about so many have a lung mask, by convention
-# images_per_patient = 4                  # at most so many of a patient's images are used in one step
-# epsilon_per_run = 3.0                   # the most that one run may cost each patient
-# epsilon_lifetime = 8.0                  # the most that all runs together may cost each patient, ever
-# delta = 0.0005                          # below 1 / declared_patients; declared_patients ** -1.1 if left out
-# ledger = "/srv/multimix/ledger"         # a folder that outlives this site's; else it is ledger/ in here
-# officer_key = "KEY OF THE OFFICER"      # who may sign exceptions; multimix-site officer key makes one
-
-[policy]  # what no plan of the coordinator gets past
-minimum_cohort = 10                       # no count of fewer patients leaves
-approve_jobs = true                       # each job waits for: multimix-site approve JOB
-# allow_non_private = false               # true: training without differential privacy, once the officer has signed
-# maximum_clip_norm = 10.0                # a larger bound on one patient's gradient is refused
-# minimum_noise_multiplier = 0.5          # less noise, in units of that bound, is refused
-# minimum_expected_patients = 10          # fewer patients in a step, on average, are refused
-# share_budget = false                    # true: the coordinator sees what share of the lifetime's epsilon is left
-# release_evaluation = false              # true: exact figures over patients held back from training may leave
-"""

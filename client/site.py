@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from client.books import Books, Order
+from client.books import Books, Order, check_evaluation
 from client.card import Declared, card_for
 from client.envelopes import pack, pack_order, unpack
 from client.policy import SitePolicy, check, check_population
@@ -96,9 +96,12 @@ class LocalSite:
             if self.books_of is not None:
                 books = self.books_of(plan)
                 with books.opened(signed.countersigned, self.coordinator) as ledger:
-                    books.enter_non_private(ledger, self._order(plan, signed))
+                    order = self._order(plan, signed)
                     if self._may_evaluate(plan):
-                        books.enter_evaluation(ledger, self._order(plan, signed), self.policy.minimum_cohort)
+                        check_evaluation(ledger.entries, order)  # before training is entered
+                    books.enter_non_private(ledger, order)
+                    if self._may_evaluate(plan):
+                        books.enter_evaluation(ledger, order, self.policy.minimum_cohort)
                     trained = self._train_openly(plan, signed, network, progress)
                     extension = books.extension(ledger, signed.countersigned)
                 return replace(trained, report=trained.report.model_copy(update={"ledger": extension}))
@@ -203,7 +206,7 @@ class LocalSite:
             load_into(network, weights)
         except ValueError:
             raise Refused("weights_shape") from None
-        if self.books_of is None or plan.kind == "evaluate":  # of training the ledger remembers, for good
+        if self.books_of is None:  # a ledger remembers, for good
             self._replays.admit(plan, signed.sha256)
         return network.to(device)
 

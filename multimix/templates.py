@@ -13,6 +13,8 @@ SUFFIX = ".md"  # of every template: the app bundle takes few kinds of file
 def fill_in(templates: Path, out: Path, values: Mapping[str, object]) -> list[Path]:
     """Write each template under its own name and return the files; a value that a template needs must be there.
 
+    A template that comes out empty is for another case than this one: no file is written, and an older one removed.
+
     Raises:
         jinja2.UndefinedError: a value is missing.
         OSError: the folder cannot be written.
@@ -23,6 +25,9 @@ def fill_in(templates: Path, out: Path, values: Mapping[str, object]) -> list[Pa
     )
     names = sorted(path.name for path in templates.glob(f"*{SUFFIX}"))
     texts = {out / name.removesuffix(SUFFIX): environment.get_template(name).render(values) for name in names}
-    for path, text in texts.items():
+    wanted = {path: text for path, text in texts.items() if text.strip()}
+    for path in texts.keys() - wanted.keys():
+        path.unlink(missing_ok=True)
+    for path, text in wanted.items():
         write_atomically(path, text.encode(), mode=0o644)
-    return list(texts)
+    return list(wanted)

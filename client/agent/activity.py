@@ -7,6 +7,8 @@ import logging
 import os
 import re
 import threading
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
@@ -21,6 +23,8 @@ FILE: Final = "activity.jsonl"
 OLDER: Final = "activity.jsonl.1"
 _MOST_BYTES: Final = 4 << 20  # then it becomes the older one
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_REPEATS_S: Final = 60.0  # one line in so many seconds of calls that are alike
+_MOST_ALIKE: Final = 256  # kinds of them that are told apart
 
 Outcome = Literal["answered", "sent_again", "refused", "cancelled"]
 
@@ -37,6 +41,7 @@ class Activity(Frozen):
     outcome: Outcome
     reason: str = ""
     seconds: float | None = None
+    repeats: int = 0  # calls like this one that have no line of their own
 
 
 class ActivityLog:
@@ -65,6 +70,41 @@ class ActivityLog:
             file.replace(self._site / OLDER)
 
 
+class Repeats:
+    """Counts calls that are alike instead of writing each, so that no flood of them rolls the log away.
+
+    All refusals of calls without a signed plan are alike, whatever their reason, and so are all cards given. Of signed
+    plans those are that end the same way. What a plan was trained or evaluated for has always a line.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._lock = clock, threading.Lock()
+        self._alike: dict[tuple[str, ...], tuple[float, int, Activity]] = {}  # the last line's time, counted since
+
+    def admit(self, activity: Activity) -> Activity | None:
+        """Return the line to write, with what was counted before it; None where this call is counted only."""
+        if activity.plan_sha256 and activity.outcome == "answered":
+            return activity
+        signed = (activity.plan_sha256, activity.kind, activity.reason) if activity.plan_sha256 else ()
+        key = (activity.outcome, *signed)
+        with self._lock:
+            last, counted, _ = self._alike.get(key, (-_REPEATS_S, 0, activity))
+            if self._clock() - last < _REPEATS_S:
+                self._alike[key] = (last, counted + 1, activity)
+                return None
+            self._alike.pop(key, None)
+            self._alike[key] = (self._clock(), 0, activity)
+            if len(self._alike) > _MOST_ALIKE:
+                del self._alike[next(iter(self._alike))]
+        return activity.model_copy(update={"repeats": counted})
+
+    def rest(self) -> list[Activity]:
+        """Return lines for what was counted and has none yet, and forget it."""
+        with self._lock:
+            alike, self._alike = self._alike, {}
+        return [each.model_copy(update={"repeats": n - 1}) for _, n, each in alike.values() if n]
+
+
 def claimed(bundle_sha256: str) -> str:
     """Return a claimed hash as it may stand in the log."""
     return bundle_sha256 if _SHA256.fullmatch(bundle_sha256) else ("malformed" if bundle_sha256 else "")
@@ -86,8 +126,3 @@ def read_activity(site: Path) -> list[Activity]:
             except ValidationError:
                 continue
     return found
-
-
-def waiting_jobs(lines: list[Activity], approved: tuple[str, ...]) -> list[str]:
-    """Return the jobs that were refused because nobody approved them, and still nobody has; in name order."""
-    return sorted({line.job for line in lines if line.reason == "job_not_approved"} - set(approved))

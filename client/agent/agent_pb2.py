@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63lient/agent/agent.proto\x12\x11multimix.agent.v1\")\n\x07Refusal\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\":\n\x0f\x44\x65scribeRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x15\n\rbundle_sha256\x18\x02 \x01(\t\"X\n\rDescribeReply\x12\x0e\n\x04\x63\x61rd\x18\x01 \x01(\tH\x00\x12-\n\x07refusal\x18\x02 \x01(\x0b\x32\x1a.multimix.agent.v1.RefusalH\x00\x42\x08\n\x06\x61nswer\"\x89\x01\n\x0bOrderHeader\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08\x64ocument\x18\x02 \x01(\t\x12\x11\n\tsignature\x18\x03 \x01(\t\x12\x15\n\rcountersigned\x18\x04 \x01(\t\x12\x15\n\rweights_bytes\x18\x05 \x01(\x04\x12\x15\n\rbundle_sha256\x18\x06 \x01(\t\"V\n\tOrderPart\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32\x1e.multimix.agent.v1.OrderHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"3\n\rPictureHeader\x12\x0f\n\x07\x63\x61ption\x18\x01 \x01(\t\x12\x11\n\tpng_bytes\x18\x02 \x01(\x04\"n\n\x0bReplyHeader\x12\x15\n\rweights_bytes\x18\x01 \x01(\x04\x12\x14\n\x0creport_bytes\x18\x02 \x01(\x04\x12\x32\n\x08pictures\x18\x03 \x03(\x0b\x32 .multimix.agent.v1.PictureHeader\"#\n\x04Step\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x01(\r\"\xb2\x01\n\tReplyPart\x12+\n\x08progress\x18\x01 \x01(\x0b\x32\x17.multimix.agent.v1.StepH\x00\x12\x30\n\x06header\x18\x02 \x01(\x0b\x32\x1e.multimix.agent.v1.ReplyHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00\x12-\n\x07refusal\x18\x04 \x01(\x0b\x32\x1a.multimix.agent.v1.RefusalH\x00\x42\x06\n\x04part\"$\n\rCancelRequest\x12\x13\n\x0bplan_sha256\x18\x01 \x01(\t\" \n\x0b\x43\x61ncelReply\x12\x11\n\tcancelled\x18\x01 \x01(\x08\"\x11\n\x0fProgressRequest\"|\n\rProgressReply\x12\x0c\n\x04\x62usy\x18\x01 \x01(\x08\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06job_id\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\r\x12\x13\n\x0bplan_sha256\x18\x05 \x01(\t\x12\x0c\n\x04step\x18\x06 \x01(\r\x12\r\n\x05steps\x18\x07 \x01(\r2\x8c\x03\n\x05\x41gent\x12P\n\x08\x44\x65scribe\x12\".multimix.agent.v1.DescribeRequest\x1a .multimix.agent.v1.DescribeReply\x12G\n\x05Train\x12\x1c.multimix.agent.v1.OrderPart\x1a\x1c.multimix.agent.v1.ReplyPart(\x01\x30\x01\x12J\n\x08\x45valuate\x12\x1c.multimix.agent.v1.OrderPart\x1a\x1c.multimix.agent.v1.ReplyPart(\x01\x30\x01\x12J\n\x06\x43\x61ncel\x12 .multimix.agent.v1.CancelRequest\x1a\x1e.multimix.agent.v1.CancelReply\x12P\n\x08Progress\x12\".multimix.agent.v1.ProgressRequest\x1a .multimix.agent.v1.ProgressReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63lient/agent/agent.proto\x12\x11multimix.agent.v1\")\n\x07Refusal\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\":\n\x0f\x44\x65scribeRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x15\n\rbundle_sha256\x18\x02 \x01(\t\"X\n\rDescribeReply\x12\x0e\n\x04\x63\x61rd\x18\x01 \x01(\tH\x00\x12-\n\x07refusal\x18\x02 \x01(\x0b\x32\x1a.multimix.agent.v1.RefusalH\x00\x42\x08\n\x06\x61nswer\"\x89\x01\n\x0bOrderHeader\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08\x64ocument\x18\x02 \x01(\t\x12\x11\n\tsignature\x18\x03 \x01(\t\x12\x15\n\rcountersigned\x18\x04 \x01(\t\x12\x15\n\rweights_bytes\x18\x05 \x01(\x04\x12\x15\n\rbundle_sha256\x18\x06 \x01(\t\"V\n\tOrderPart\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32\x1e.multimix.agent.v1.OrderHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"3\n\rPictureHeader\x12\x0f\n\x07\x63\x61ption\x18\x01 \x01(\t\x12\x11\n\tpng_bytes\x18\x02 \x01(\x04\"n\n\x0bReplyHeader\x12\x15\n\rweights_bytes\x18\x01 \x01(\x04\x12\x14\n\x0creport_bytes\x18\x02 \x01(\x04\x12\x32\n\x08pictures\x18\x03 \x03(\x0b\x32 .multimix.agent.v1.PictureHeader\"\x06\n\x04\x42usy\"\xae\x01\n\tReplyPart\x12\'\n\x04\x62usy\x18\x01 \x01(\x0b\x32\x17.multimix.agent.v1.BusyH\x00\x12\x30\n\x06header\x18\x02 \x01(\x0b\x32\x1e.multimix.agent.v1.ReplyHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00\x12-\n\x07refusal\x18\x04 \x01(\x0b\x32\x1a.multimix.agent.v1.RefusalH\x00\x42\x06\n\x04part\"$\n\rCancelRequest\x12\x13\n\x0bplan_sha256\x18\x01 \x01(\t\" \n\x0b\x43\x61ncelReply\x12\x11\n\tcancelled\x18\x01 \x01(\x08\"\x11\n\x0fProgressRequest\"|\n\rProgressReply\x12\x0c\n\x04\x62usy\x18\x01 \x01(\x08\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06job_id\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\r\x12\x13\n\x0bplan_sha256\x18\x05 \x01(\t\x12\x0c\n\x04step\x18\x06 \x01(\r\x12\r\n\x05steps\x18\x07 \x01(\r2\xee\x01\n\x05\x41gent\x12P\n\x08\x44\x65scribe\x12\".multimix.agent.v1.DescribeRequest\x1a .multimix.agent.v1.DescribeReply\x12G\n\x05Train\x12\x1c.multimix.agent.v1.OrderPart\x1a\x1c.multimix.agent.v1.ReplyPart(\x01\x30\x01\x12J\n\x08\x45valuate\x12\x1c.multimix.agent.v1.OrderPart\x1a\x1c.multimix.agent.v1.ReplyPart(\x01\x30\x01\x32\xa5\x01\n\x05Local\x12J\n\x06\x43\x61ncel\x12 .multimix.agent.v1.CancelRequest\x1a\x1e.multimix.agent.v1.CancelReply\x12P\n\x08Progress\x12\".multimix.agent.v1.ProgressRequest\x1a .multimix.agent.v1.ProgressReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,18 +45,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PICTUREHEADER']._serialized_end=519
   _globals['_REPLYHEADER']._serialized_start=521
   _globals['_REPLYHEADER']._serialized_end=631
-  _globals['_STEP']._serialized_start=633
-  _globals['_STEP']._serialized_end=668
-  _globals['_REPLYPART']._serialized_start=671
-  _globals['_REPLYPART']._serialized_end=849
-  _globals['_CANCELREQUEST']._serialized_start=851
-  _globals['_CANCELREQUEST']._serialized_end=887
-  _globals['_CANCELREPLY']._serialized_start=889
-  _globals['_CANCELREPLY']._serialized_end=921
-  _globals['_PROGRESSREQUEST']._serialized_start=923
-  _globals['_PROGRESSREQUEST']._serialized_end=940
-  _globals['_PROGRESSREPLY']._serialized_start=942
-  _globals['_PROGRESSREPLY']._serialized_end=1066
-  _globals['_AGENT']._serialized_start=1069
-  _globals['_AGENT']._serialized_end=1465
+  _globals['_BUSY']._serialized_start=633
+  _globals['_BUSY']._serialized_end=639
+  _globals['_REPLYPART']._serialized_start=642
+  _globals['_REPLYPART']._serialized_end=816
+  _globals['_CANCELREQUEST']._serialized_start=818
+  _globals['_CANCELREQUEST']._serialized_end=854
+  _globals['_CANCELREPLY']._serialized_start=856
+  _globals['_CANCELREPLY']._serialized_end=888
+  _globals['_PROGRESSREQUEST']._serialized_start=890
+  _globals['_PROGRESSREQUEST']._serialized_end=907
+  _globals['_PROGRESSREPLY']._serialized_start=909
+  _globals['_PROGRESSREPLY']._serialized_end=1033
+  _globals['_AGENT']._serialized_start=1036
+  _globals['_AGENT']._serialized_end=1274
+  _globals['_LOCAL']._serialized_start=1277
+  _globals['_LOCAL']._serialized_end=1442
 # @@protoc_insertion_point(module_scope)

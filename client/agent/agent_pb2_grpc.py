@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class AgentStub:
-    """Missing associated documentation comment in .proto file."""
+    """On the socket that the connector's group may use. Whoever asks is taken to be hostile.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -49,20 +50,11 @@ class AgentStub:
                 request_serializer=client_dot_agent_dot_agent__pb2.OrderPart.SerializeToString,
                 response_deserializer=client_dot_agent_dot_agent__pb2.ReplyPart.FromString,
                 _registered_method=True)
-        self.Cancel = channel.unary_unary(
-                '/multimix.agent.v1.Agent/Cancel',
-                request_serializer=client_dot_agent_dot_agent__pb2.CancelRequest.SerializeToString,
-                response_deserializer=client_dot_agent_dot_agent__pb2.CancelReply.FromString,
-                _registered_method=True)
-        self.Progress = channel.unary_unary(
-                '/multimix.agent.v1.Agent/Progress',
-                request_serializer=client_dot_agent_dot_agent__pb2.ProgressRequest.SerializeToString,
-                response_deserializer=client_dot_agent_dot_agent__pb2.ProgressReply.FromString,
-                _registered_method=True)
 
 
 class AgentServicer:
-    """Missing associated documentation comment in .proto file."""
+    """On the socket that the connector's group may use. Whoever asks is taken to be hostile.
+    """
 
     def Describe(self, request, context):
         """The site card, as policy lets it be.
@@ -72,7 +64,8 @@ class AgentServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Train(self, request_iterator, context):
-        """One round of training: header, then chunks of weights; back come progress, then header and chunks, or a refusal.
+        """One round of training: header, then chunks of weights; back come signs of life, then header and chunks, or a
+        refusal.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -80,20 +73,6 @@ class AgentServicer:
 
     def Evaluate(self, request_iterator, context):
         """As Train, for a plan to evaluate.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Cancel(self, request, context):
-        """Stop the order that runs, after the step it is in.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Progress(self, request, context):
-        """What runs now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -117,16 +96,6 @@ def add_AgentServicer_to_server(servicer, server):
                     request_deserializer=client_dot_agent_dot_agent__pb2.OrderPart.FromString,
                     response_serializer=client_dot_agent_dot_agent__pb2.ReplyPart.SerializeToString,
             ),
-            'Cancel': grpc.unary_unary_rpc_method_handler(
-                    servicer.Cancel,
-                    request_deserializer=client_dot_agent_dot_agent__pb2.CancelRequest.FromString,
-                    response_serializer=client_dot_agent_dot_agent__pb2.CancelReply.SerializeToString,
-            ),
-            'Progress': grpc.unary_unary_rpc_method_handler(
-                    servicer.Progress,
-                    request_deserializer=client_dot_agent_dot_agent__pb2.ProgressRequest.FromString,
-                    response_serializer=client_dot_agent_dot_agent__pb2.ProgressReply.SerializeToString,
-            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'multimix.agent.v1.Agent', rpc_method_handlers)
@@ -136,7 +105,8 @@ def add_AgentServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Agent:
-    """Missing associated documentation comment in .proto file."""
+    """On the socket that the connector's group may use. Whoever asks is taken to be hostile.
+    """
 
     @staticmethod
     def Describe(request,
@@ -219,6 +189,72 @@ class Agent:
             metadata,
             _registered_method=True)
 
+
+class LocalStub:
+    """On the socket that only the agent's own user may use, with threads of its own: nobody else keeps it from answering.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Cancel = channel.unary_unary(
+                '/multimix.agent.v1.Local/Cancel',
+                request_serializer=client_dot_agent_dot_agent__pb2.CancelRequest.SerializeToString,
+                response_deserializer=client_dot_agent_dot_agent__pb2.CancelReply.FromString,
+                _registered_method=True)
+        self.Progress = channel.unary_unary(
+                '/multimix.agent.v1.Local/Progress',
+                request_serializer=client_dot_agent_dot_agent__pb2.ProgressRequest.SerializeToString,
+                response_deserializer=client_dot_agent_dot_agent__pb2.ProgressReply.FromString,
+                _registered_method=True)
+
+
+class LocalServicer:
+    """On the socket that only the agent's own user may use, with threads of its own: nobody else keeps it from answering.
+    """
+
+    def Cancel(self, request, context):
+        """Stop the order that runs, after the step it is in; what it answers does not leave.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Progress(self, request, context):
+        """What runs now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_LocalServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Cancel': grpc.unary_unary_rpc_method_handler(
+                    servicer.Cancel,
+                    request_deserializer=client_dot_agent_dot_agent__pb2.CancelRequest.FromString,
+                    response_serializer=client_dot_agent_dot_agent__pb2.CancelReply.SerializeToString,
+            ),
+            'Progress': grpc.unary_unary_rpc_method_handler(
+                    servicer.Progress,
+                    request_deserializer=client_dot_agent_dot_agent__pb2.ProgressRequest.FromString,
+                    response_serializer=client_dot_agent_dot_agent__pb2.ProgressReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'multimix.agent.v1.Local', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('multimix.agent.v1.Local', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Local:
+    """On the socket that only the agent's own user may use, with threads of its own: nobody else keeps it from answering.
+    """
+
     @staticmethod
     def Cancel(request,
             target,
@@ -233,7 +269,7 @@ class Agent:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/multimix.agent.v1.Agent/Cancel',
+            '/multimix.agent.v1.Local/Cancel',
             client_dot_agent_dot_agent__pb2.CancelRequest.SerializeToString,
             client_dot_agent_dot_agent__pb2.CancelReply.FromString,
             options,
@@ -260,7 +296,7 @@ class Agent:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/multimix.agent.v1.Agent/Progress',
+            '/multimix.agent.v1.Local/Progress',
             client_dot_agent_dot_agent__pb2.ProgressRequest.SerializeToString,
             client_dot_agent_dot_agent__pb2.ProgressReply.FromString,
             options,

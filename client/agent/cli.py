@@ -2,17 +2,17 @@
 
 import json
 import logging
+import math
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
-from client.agent.activity import Activity, read_activity, waiting_jobs
-from client.agent.control import Control, change_control, read_control
+from client.agent.activity import Activity, read_activity
+from client.agent.control import change_control, decide_job, read_control
 from client.agent.metrics import epsilon_spent
-from client.agent.remote import agent_progress, cancel_order
 from client.console import discreet, figures, out
 from client.intake.cli import HERE, JsonOption, SiteOption
 from client.remedies import REMEDIES
@@ -20,9 +20,8 @@ from client.settings import SiteFolder, open_site
 from multimix.contract.messages import NAME_PATTERN
 from multimix.errors import SiteError
 
-SOCKET: Final = Path("socket") / "agent.sock"
 SocketOption = Annotated[
-    Path | None, typer.Option(envvar="MULTIMIX_SOCKET", help="The agent's socket; in the site's folder unless given.")
+    Path | None, typer.Option(envvar="MULTIMIX_SOCKET", help="The agent's socket; as site.toml says unless given.")
 ]
 JobArgument = Annotated[
     str | None, typer.Argument(help="The job's name, as `multimix-site status` shows it; the one that waits if none.")
@@ -40,6 +39,7 @@ def agent(site: SiteOption = HERE, socket: SocketOption = None) -> None:
 
     Exit codes: 0 stopped, 2 it cannot start.
     """
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # read once, by the import of grpc
     from client.agent.process import run_agent  # noqa: PLC0415  (imports torch)
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
@@ -57,25 +57,23 @@ def approve(
     withdraw: Annotated[bool, typer.Option("--withdraw", help="Take the approval back.")] = False,
     site: SiteOption = HERE,
 ) -> None:
-    """Let a job train here, or take that back. Exit codes: 0 done, 2 no site here or no such name."""
+    """Let a job train here, or take that back: then it ends, and no answer of it leaves.
+
+    Exit codes: 0 done, 2 no site here, no such name, or several jobs wait.
+    """
     with discreet():
         folder = open_site(site)
-        job = _the_one_that_waits(folder) if job is None and not withdraw else job or ""
-        if not re.fullmatch(NAME_PATTERN, job):
+        name = _the_one_that_waits(folder) if job is None and not withdraw else job or ""
+        if not re.fullmatch(NAME_PATTERN, name):
             raise SiteError("job_unusable", "That is no name of a job: letters, digits, . _ - and at most 64 of them.")
-
-        def change(control: Control) -> Control:
-            approved = {*control.approved, job} - ({job} if withdraw else set())
-            return control.model_copy(update={"approved": tuple(sorted(approved))})
-
-        change_control(folder.agent, change)
-        out.print(f"{'withdrawn' if withdraw else 'approved'}: {job}", highlight=False)
+        change_control(folder.agent, lambda control: decide_job(control, name, approved=not withdraw))
+        out.print(f"{'withdrawn' if withdraw else 'approved'}: {name}", highlight=False)
         if not folder.settings.policy.approve_jobs:
             out.print("policy.approve_jobs is false: every job of this coordinator may train here", style="yellow")
 
 
 def _the_one_that_waits(folder: SiteFolder) -> str:
-    waiting = waiting_jobs(read_activity(folder.agent), read_control(folder.agent).approved)
+    waiting = read_control(folder.agent).waiting
     if len(waiting) != 1:
         names = ", ".join(waiting) or "none"
         raise SiteError("job_unclear", f"Name the job to approve; those that wait here: {names}.")
@@ -93,12 +91,14 @@ def resume(site: SiteOption = HERE) -> None:
 
 
 def leave(site: SiteOption = HERE, socket: SocketOption = None) -> None:
-    """Leave the federation: end what runs, forget all approvals, refuse everything. The ledger stays.
+    """Leave the federation: end what runs, forget all jobs, refuse everything. The ledger stays.
 
     Exit codes: 0 done, 2 no site here.
     """
-    _decide(site, {"left": True, "approved": ()}, "left: everything is refused (site_left)")
+    _decide(site, {"left": True, "approved": (), "waiting": ()}, "left: everything is refused (site_left)")
     with discreet():
+        from client.agent.remote import cancel_order  # noqa: PLC0415  (imports grpc)
+
         if cancel_order(_socket(open_site(site), socket)):
             out.print("what ran is cancelled")
 
@@ -116,7 +116,12 @@ def status(site: SiteOption = HERE, socket: SocketOption = None, as_json: JsonOp
 
 
 def status_of(site: SiteFolder, socket: Path) -> dict[str, object]:
-    """Return what `status` shows; SiteError `control_unusable`."""
+    """Return what `status` shows; SiteError as `read_control`.
+
+    Epsilon that is infinite has no number in JSON: `epsilon_infinite` says so, and nothing is left.
+    """
+    from client.agent.remote import agent_progress  # noqa: PLC0415  (imports grpc)
+
     control, lines = read_control(site.agent), read_activity(site.agent)
     doing = agent_progress(socket)
     running = None
@@ -129,6 +134,9 @@ def status_of(site: SiteFolder, socket: Path) -> dict[str, object]:
             "steps": doing.steps,
         }
     spent, population = epsilon_spent(site), site.settings.population
+    infinite, left = spent == math.inf, None
+    if spent is not None and population is not None:
+        left = max(0.0, population.epsilon_lifetime - spent)
     return {
         "site": site.settings.name,
         "agent": doing is not None,
@@ -136,10 +144,11 @@ def status_of(site: SiteFolder, socket: Path) -> dict[str, object]:
         "paused": control.paused,
         "left": control.left,
         "approved": list(control.approved),
-        "waiting": waiting_jobs(lines, control.approved) if site.settings.policy.approve_jobs else [],
+        "waiting": list(control.waiting) if site.settings.policy.approve_jobs else [],
         "last_activity": lines[-1].model_dump(mode="json") if lines else None,
-        "epsilon_spent": spent,
-        "epsilon_left": None if spent is None or population is None else population.epsilon_lifetime - spent,
+        "epsilon_spent": None if infinite else spent,
+        "epsilon_infinite": infinite,
+        "epsilon_left": left,
     }
 
 
@@ -156,7 +165,7 @@ def _show(document: dict[str, object]) -> None:
         "approved": _listed(document["approved"]),
         "waiting": _listed(document["waiting"]),
         "last": _line(Activity.model_validate(last)) if last else "nothing yet",
-        "epsilon left": "no ledger" if document["epsilon_left"] is None else f"{document['epsilon_left']:.3f}",
+        "epsilon left": _left(document),
     }
     figures(shown)
     reason = str(last.get("reason")) if isinstance(last, dict) else ""
@@ -168,9 +177,16 @@ def _show(document: dict[str, object]) -> None:
         out.print(REMEDIES[reason], style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
+def _left(document: dict[str, object]) -> str:
+    if document["epsilon_infinite"]:
+        return "none: training without privacy, or with known noise, has spent infinity"
+    return "no ledger" if document["epsilon_left"] is None else f"{document['epsilon_left']:.3f}"
+
+
 def _line(activity: Activity) -> str:
     what = f"{activity.kind} {activity.job}".strip()
-    return f"{activity.time:%Y-%m-%d %H:%M} {what}: {activity.outcome} {activity.reason}".strip()
+    more = f"({activity.repeats} more like it)" if activity.repeats else ""
+    return " ".join(f"{activity.time:%Y-%m-%d %H:%M} {what}: {activity.outcome} {activity.reason} {more}".split())
 
 
 def _listed(names: object) -> str:
@@ -184,4 +200,4 @@ def _decide(site: Path, update: dict[str, object], said: str) -> None:
 
 
 def _socket(site: SiteFolder, given: Path | None) -> Path:
-    return (given or site.path / SOCKET).absolute()
+    return (given or site.socket).absolute()

@@ -18,7 +18,7 @@ from multimix.errors import InputError, Refused
 log = logging.getLogger("multimix.agent")
 
 Progress = Callable[[int], None]
-_LOOK_S: Final = 1.0  # how often a running order asks whether the site still takes part
+_LOOK_S: Final = 1.0  # how often a running order asks whether the hospital still lets it run
 _MOST_WAITING: Final = 2
 
 
@@ -54,8 +54,8 @@ class Order:
         """Wait until it is done; return whether it is."""
         return self._done.wait(timeout_s)
 
-    def run(self, stopped: Callable[[], bool]) -> None:
-        """Do the work, unless cancelled; keep an answer or a refusal, and nothing else of it."""
+    def run(self, stopped: Callable[[RoundPlan], bool]) -> None:
+        """Do the work, unless cancelled or stopped meanwhile; keep an answer or a refusal, and nothing else of it."""
         try:
             self.answer = self._worked(stopped)
         except Refused as refused:
@@ -67,11 +67,16 @@ class Order:
             self.refused = Refused("internal_error")
         self._work = None
 
+    def drop_if_cancelled(self) -> None:
+        """Keep no answer that was cancelled after the last look; whoever cancels holds the same lock as who asks."""
+        if self.cancelled and self.answer is not None:
+            self.answer, self.refused = None, Refused("cancelled")
+
     def finish(self) -> None:
         """Wake who waits."""
         self._done.set()
 
-    def _worked(self, stopped: Callable[[], bool]) -> Answer:
+    def _worked(self, stopped: Callable[[RoundPlan], bool]) -> Answer:
         looked = -_LOOK_S
 
         def progress(step: int) -> None:
@@ -79,7 +84,7 @@ class Order:
             self.step = step
             if time.monotonic() - looked >= _LOOK_S:
                 looked = time.monotonic()
-                if stopped():
+                if stopped(self.plan):
                     self.cancel()
             if self.cancelled:
                 raise Refused("cancelled")
@@ -87,7 +92,10 @@ class Order:
         progress(0)
         if self._work is None:
             raise Refused("cancelled")
-        return self._work(progress)
+        answer = self._work(progress)
+        if self.cancelled or stopped(self.plan):  # an evaluation has no steps at which it could have been ended
+            raise Refused("cancelled")
+        return answer
 
 
 class Orders:
@@ -96,12 +104,16 @@ class Orders:
     def __init__(
         self,
         *,
-        stopped: Callable[[], bool] = lambda: False,
+        stopped: Callable[[RoundPlan], bool] = lambda _plan: False,
         began: Callable[[], None] = lambda: None,
         ended: Callable[[Order, float], None] = lambda _order, _seconds: None,
         prepare: Callable[[], None] = lambda: None,
     ) -> None:
-        """`prepare` is called in the thread that works; `ended` is told the seconds, before anyone is answered."""
+        """Run nothing yet.
+
+        `stopped` says whether the hospital has taken its leave back meanwhile; `prepare` is called in the thread that
+        works; `ended` is told the seconds, before anyone is answered.
+        """
         self._stopped, self._began, self._ended = stopped, began, ended
         self._lock, self._waiting = threading.Lock(), list[Order]()
         self._kept: Order | None = None
@@ -137,7 +149,10 @@ class Orders:
             return order
 
     def cancel(self, plan_sha256: str = "") -> bool:
-        """Cancel what runs, if it is this plan or none is given; return whether anything was."""
+        """Cancel what runs, if it is this plan or none is given, so that no answer of it leaves.
+
+        Return whether anything was; budget that it has spent stays spent.
+        """
         with self._lock:
             chosen = [each for each in self._waiting if plan_sha256 in ("", each.key.plan_sha256)]
             for each in chosen:
@@ -169,6 +184,7 @@ class Orders:
         order.run(self._stopped)
         with self._lock:
             self._waiting.remove(order)
+            order.drop_if_cancelled()
             if order.answer is not None:
                 self._kept = order
         self._ended(order, time.perf_counter() - started)

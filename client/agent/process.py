@@ -1,6 +1,7 @@
-"""The agent as a process: its socket, its lock, its end. It opens a unix socket and nothing else.
+"""The agent as a process: its sockets, its lock, its end. It opens two unix sockets and nothing else.
 
-Who may use the socket is decided by the file system: the folder is 0750 and the socket 0660, of the connector's group.
+Who may use them is decided by the file system. The folder is 0750 and the agent's socket 0660, of the connector's
+group; `local.sock` beside it is 0600, for the agent's own user. Each has threads and limits of its own.
 """
 
 import fcntl
@@ -17,24 +18,30 @@ from pathlib import Path
 from typing import Final
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 
 from client.agent import agent_pb2_grpc
 from client.agent.activity import ActivityLog
-from client.agent.control import read_control
+from client.agent.control import check_taken, note_waiting, read_control
+from client.agent.local import Health, LocalService
 from client.agent.metrics import FILE as METRICS
 from client.agent.metrics import Metrics, epsilon_spent
-from client.agent.orders import Orders
+from client.agent.orders import Order, Orders
 from client.agent.service import AgentService, Records
 from client.agent.warm import WarmSite
-from client.agent.wire import OPTIONS, SERVICE, target
+from client.agent.wire import OPTIONS, local_socket, target
+from client.published import publish_in_use
 from client.settings import SiteFolder
-from multimix.errors import SiteError
+from multimix.contract.messages import RoundPlan
+from multimix.errors import Refused, SiteError
+from multimix.privacy.ledger import read_ledger
 
 log = logging.getLogger("multimix.agent")
 
 _LOCK: Final = ".lock"
-_THREADS: Final = 16  # calls at once; each that waits for a round takes one
+_THREADS: Final = 16  # calls at once; each that waits for a round takes one, and one more is turned away
+_LOCAL_THREADS: Final = 4  # the same, of the hospital's own
+_MOST_CONNECTIONS: Final = 64  # each takes a file descriptor, and what trains needs some
 _GRACE_S: Final = 20.0  # for the step that runs
 _LONGEST_PATH: Final = 107  # of a unix socket: unix(7)
 
@@ -59,28 +66,65 @@ def run_agent(site: SiteFolder, socket: Path, *, ready: Callable[[], None] = lam
             spent = epsilon_spent(site)
             return None if spent is None else spent / limit
 
-        records = Records(ActivityLog(site.agent), Metrics(site.agent / METRICS), epsilon_fraction)
+        records = Records(
+            ActivityLog(site.agent),
+            Metrics(site.metrics / METRICS),
+            epsilon_fraction,
+            lambda job: note_waiting(site.agent, job),
+        )
+        held.callback(records.close)
         records.metrics.budget(epsilon_fraction())
         records.metrics.write()
+        publish_in_use(site)
+
+        def began() -> None:
+            publish_in_use(site)
+            records.began()
+
+        def ended(order: Order, seconds: float) -> None:
+            records.ended(order, seconds)
+            publish_in_use(site)
+
         orders = Orders(
-            stopped=lambda: read_control(site.agent).left,
-            began=records.began,
-            ended=records.ended,
+            stopped=lambda plan: not _still_taken(site, plan),
+            began=began,
+            ended=ended,
             prepare=lambda: set_threads(agent.threads),
         )
         service = AgentService(warm.served, lambda: read_control(site.agent), orders, records)
-        return serve(service, orders, socket, group=group, ready=ready)
+        return serve(service, orders, socket, group=group, ready=ready, check=lambda: check_usable(site, warm))
+
+
+def _still_taken(site: SiteFolder, plan: RoundPlan) -> bool:
+    try:
+        check_taken(read_control(site.agent), site.settings.policy, plan.job_id)
+    except Refused:
+        return False
+    return True
+
+
+def check_usable(site: SiteFolder, warm: WarmSite) -> None:
+    """Raise what keeps the agent from training: of decisions, settings, store or ledger."""
+    read_control(site.agent)
+    warm.served()
+    read_ledger(site.ledger, site=site.settings.name, population=site.population.name)
 
 
 def serve(
-    service: AgentService, orders: Orders, socket: Path, *, group: int = -1, ready: Callable[[], None] = lambda: None
+    service: AgentService,
+    orders: Orders,
+    socket: Path,
+    *,
+    group: int = -1,
+    ready: Callable[[], None] = lambda: None,
+    check: Callable[[], None] = lambda: None,
 ) -> bool:
     """Answer at the socket until a signal; return whether what ran has ended. Raises as `run_agent`."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     logging.getLogger("grpc").setLevel(logging.CRITICAL)  # it logs what fails with its text
-    with listening(service, socket, group=group):
+    with listening(service, socket, group=group, check=check):
         ready()
         stop.wait()
         log.info("stopping")
@@ -88,23 +132,44 @@ def serve(
 
 
 @contextmanager
-def listening(service: AgentService, socket: Path, *, group: int = -1) -> Iterator[None]:
-    """Listen at the socket, with `grpc.health.v1` beside the agent; calls that are open at the end are cut off."""
+def listening(
+    service: AgentService, socket: Path, *, group: int = -1, check: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Listen at the agent's socket and at the hospital's own beside it, with `grpc.health.v1` at both.
+
+    Calls that are open at the end are cut off. `check` raises where the agent cannot work.
+    """
     with _socket_folder(socket, group):
-        server = grpc.server(ThreadPoolExecutor(_THREADS, "call"), options=OPTIONS)
-        agent_pb2_grpc.add_AgentServicer_to_server(service, server)
-        checks = health.HealthServicer()
-        for name in ("", SERVICE):
-            checks.set(name, health_pb2.HealthCheckResponse.SERVING)
-        health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-        _bind(server, socket, group)
-        server.start()
-        try:
+        local, health = local_socket(socket), Health(check)
+        for_all, for_hospital = _server(_THREADS, health), _server(_LOCAL_THREADS, health)
+        agent_pb2_grpc.add_AgentServicer_to_server(service, for_all)
+        agent_pb2_grpc.add_LocalServicer_to_server(LocalService(service.orders), for_hospital)
+        with _started(for_hospital, local, group=-1, mode=0o600), _started(for_all, socket, group=group, mode=0o660):
             yield
-        finally:
-            server.stop(grace=None).wait()
-            with suppress(OSError):
-                socket.unlink(missing_ok=True)
+
+
+def _server(threads: int, health: Health) -> grpc.Server:
+    """Return a server that turns away what it has no thread for, before it reads or keeps anything of it."""
+    options = (
+        *OPTIONS,
+        ("grpc.max_concurrent_streams", threads),
+        ("grpc.max_allowed_incoming_connections", _MOST_CONNECTIONS),
+    )
+    server = grpc.server(ThreadPoolExecutor(threads, "call"), options=options, maximum_concurrent_rpcs=threads)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    return server
+
+
+@contextmanager
+def _started(server: grpc.Server, socket: Path, *, group: int, mode: int) -> Iterator[None]:
+    _bind(server, socket, group, mode)
+    server.start()
+    try:
+        yield
+    finally:
+        server.stop(grace=None).wait()
+        with suppress(OSError):
+            socket.unlink(missing_ok=True)
 
 
 def set_threads(threads: int) -> None:
@@ -117,21 +182,28 @@ def set_threads(threads: int) -> None:
 
 @contextmanager
 def _socket_folder(socket: Path, group: int) -> Iterator[None]:
-    """Make the socket's folder and hold its lock; a socket that a killed agent left is removed."""
-    if len(os.fsencode(socket.absolute())) > _LONGEST_PATH:
+    """Make the sockets' folder and hold its lock; sockets that a killed agent left are removed."""
+    folder, local = socket.parent, local_socket(socket)
+    if max(len(os.fsencode(each.absolute())) for each in (socket, local)) > _LONGEST_PATH:
         raise SiteError("socket_unusable", f"The socket's path is longer than {_LONGEST_PATH} bytes. Give --socket.")
-    folder = socket.parent
+    if socket == local:
+        raise SiteError("socket_unusable", f"{local.name} is the name of another socket. Give another --socket.")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _only_agent(socket.with_name(socket.name + _LOCK)):
-        with suppress(FileNotFoundError):
-            if not stat.S_ISSOCK(socket.lstat().st_mode):
-                raise SiteError("socket_unusable", "In the socket's place is something else. Give another --socket.")
-            socket.unlink()
+        for each in (socket, local):
+            _remove_left(each)
         _give(folder, group, 0o750)
         yield
 
 
-def _bind(server: grpc.Server, socket: Path, group: int) -> None:
+def _remove_left(socket: Path) -> None:
+    with suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(socket.lstat().st_mode):
+            raise SiteError("socket_unusable", "In the socket's place is something else. Give another --socket.")
+        socket.unlink()
+
+
+def _bind(server: grpc.Server, socket: Path, group: int, mode: int) -> None:
     before = os.umask(0o177)  # so that nobody connects before the group is set
     try:
         server.add_insecure_port(target(str(socket.absolute())))
@@ -139,7 +211,7 @@ def _bind(server: grpc.Server, socket: Path, group: int) -> None:
         raise SiteError("socket_unusable", "The socket cannot be made there. Give another --socket.") from None
     finally:
         os.umask(before)
-    _give(socket, group, 0o660)
+    _give(socket, group, mode)
 
 
 def _give(path: Path, group: int, mode: int) -> None:

@@ -14,8 +14,8 @@ from typing import Final, TypeVar
 import grpc
 
 from client.agent.agent_pb2 import CancelRequest, DescribeRequest, ProgressReply, ProgressRequest, ReplyPart
-from client.agent.agent_pb2_grpc import AgentStub
-from client.agent.wire import OPTIONS, PROTOCOL, order_parts, read_reply, target
+from client.agent.agent_pb2_grpc import AgentStub, LocalStub
+from client.agent.wire import OPTIONS, PROTOCOL, local_socket, order_parts, read_reply, target
 from multimix.contract.messages import SiteCard, Weights
 from multimix.contract.signing import SignedPlan
 from multimix.contract.site import Evaluated, Trained
@@ -99,20 +99,20 @@ _CHANNEL: Final = (*OPTIONS, ("grpc.use_local_subchannel_pool", 1))
 
 
 def agent_progress(socket: Path) -> ProgressReply | None:
-    """Return what the agent does; None where none answers."""
+    """Return what the agent at this socket does; None where none answers, or its own socket is not this user's."""
     return _once(socket, lambda stub: stub.Progress(ProgressRequest(), timeout=_ASK_S))
 
 
 def cancel_order(socket: Path) -> bool:
-    """Cancel what the agent does; return whether it did anything."""
+    """Cancel what the agent at this socket does, so that it does not leave; return whether there was anything."""
     reply = _once(socket, lambda stub: stub.Cancel(CancelRequest(), timeout=_ASK_S))
     return bool(reply and reply.cancelled)
 
 
-def _once(socket: Path, ask: Callable[[AgentStub], _T]) -> _T | None:
+def _once(socket: Path, ask: Callable[[LocalStub], _T]) -> _T | None:
     try:
-        with grpc.insecure_channel(target(str(socket.absolute())), options=_CHANNEL) as channel:
-            return ask(AgentStub(channel))
+        with grpc.insecure_channel(target(str(local_socket(socket).absolute())), options=_CHANNEL) as channel:
+            return ask(LocalStub(channel))
     except grpc.RpcError:
         return None
 

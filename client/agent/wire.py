@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from pydantic import ValidationError
 
-from client.agent.agent_pb2 import OrderHeader, OrderPart, PictureHeader, Refusal, ReplyHeader, ReplyPart, Step
+from client.agent.agent_pb2 import Busy, OrderHeader, OrderPart, PictureHeader, Refusal, ReplyHeader, ReplyPart
 from multimix.contract.chunks import Buffer, Piece, chunked, pieces, read_weights, size_of
 from multimix.contract.messages import EvaluateReport, Picture, TrainReport, Weights
 from multimix.contract.privacy import Countersignature
@@ -23,6 +24,7 @@ OPTIONS: Final = (
     ("grpc.enable_http_proxy", 0),  # a unix socket is never behind one
 )
 _MOST_PICTURES: Final = 64  # as many as a plan may ask for
+_MOST_TEXT: Final = {"document": 1 << 16, "signature": 256, "countersigned": 4096}  # characters in a header
 _MOST_REPLY_BYTES: Final = 1 << 40  # the agent is trusted; a sum beyond this is a broken message
 
 Answer = Trained | Evaluated
@@ -31,6 +33,11 @@ Answer = Trained | Evaluated
 def target(socket: str) -> str:
     """Return the name under which gRPC knows a unix socket."""
     return f"unix:{socket}"
+
+
+def local_socket(socket: Path) -> Path:
+    """Return the socket of the agent's own user, beside the one of the connector's group."""
+    return socket.with_name("local.sock")
 
 
 def order_parts(signed: SignedPlan, weights: Weights, bundle_sha256: str) -> Iterator[OrderPart]:
@@ -51,7 +58,7 @@ def order_parts(signed: SignedPlan, weights: Weights, bundle_sha256: str) -> Ite
 
 
 def read_order(part: OrderPart | None, *, most_bytes: int) -> tuple[SignedPlan, OrderHeader]:
-    """Read the first part of an order, before any chunk.
+    """Read the first part of an order, before any chunk and before anything of it is kept.
 
     Raises:
         Refused: `request_malformed`, `protocol_unknown`; `message_too_large` above the limit.
@@ -62,6 +69,8 @@ def read_order(part: OrderPart | None, *, most_bytes: int) -> tuple[SignedPlan, 
     check_protocol(header.protocol)
     if header.weights_bytes > most_bytes:
         raise Refused("message_too_large", f"declared {header.weights_bytes} bytes, allowed {most_bytes}")
+    if any(len(getattr(header, name)) > most for name, most in _MOST_TEXT.items()):
+        raise Refused("request_malformed", "a text of the header is too long")
     try:
         known = Countersignature.model_validate_json(header.countersigned) if header.countersigned else None
     except ValidationError:
@@ -104,9 +113,9 @@ def refusal_part(reason: str, detail: str = "") -> ReplyPart:
     return ReplyPart(refusal=Refusal(reason=reason, detail=detail))
 
 
-def step_part(step: int, steps: int) -> ReplyPart:
-    """Return how far training is."""
-    return ReplyPart(progress=Step(step=step, steps=steps))
+def busy_part() -> ReplyPart:
+    """Return a sign of life, which says nothing else."""
+    return ReplyPart(busy=Busy())
 
 
 @dataclass(frozen=True)
@@ -129,7 +138,7 @@ def read_reply(parts: Iterator[ReplyPart], *, trained: bool) -> Answer:
                 reply = _Reply(part.header, Buffer(_reply_bytes(part.header)))
             elif kind == "chunk" and reply is not None:
                 reply.buffer.add(part.chunk)
-            elif kind != "progress":
+            elif kind != "busy":
                 raise Refused("reply_malformed")
         if reply is None:
             raise Refused("reply_malformed")

@@ -6,25 +6,21 @@ of a patient removes them all the same: the patient's wish goes before the audit
 
 from pathlib import Path
 
+from client.published import fingerprints_of_ledger, published_in_use
 from client.settings import SiteFolder
 from multimix.data.store import CURRENT, INDEX, Store, open_store
 from multimix.errors import Refused, StoreError
-from multimix.privacy.history import reservations
-from multimix.privacy.ledger import read_ledger
-from multimix.privacy.reservations import Reservations
 
 
 def fingerprints_in_use(site: SiteFolder) -> frozenset[str] | None:
-    """Return the fingerprints of the data of all rounds that can be replayed; None where the ledger cannot be read."""
+    """Return the fingerprints of the data of all rounds that can be replayed; None where nobody can tell.
+
+    Where the agent is another user, it has written them down.
+    """
     if site.settings.population is None:
         return frozenset()
-    try:
-        entries = read_ledger(site.ledger).entries
-    except Refused as refused:
-        return frozenset() if refused.reason == "ledger_missing" else None
-    kept = Reservations(site.ledger)
-    bindings = (reservation.binding for reservation in reservations(entries))
-    return frozenset(binding.data_fingerprint for binding in bindings if kept.has_order(binding))
+    published = None if site.settings.agent.folder is None else published_in_use(site)
+    return fingerprints_of_ledger(site) if published is None else published
 
 
 def in_use(generation: Path, fingerprints: frozenset[str] | None) -> bool:

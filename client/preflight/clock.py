@@ -73,9 +73,8 @@ def clock_against(server_date: str, *, now: float | None = None) -> Line:
         return Line("clock", "PASS", f"{found}.")
     if -BEHIND_FAIL_S <= difference_s <= AHEAD_FAIL_S:
         return Line("clock", "WARN", f"{found}.", _FIX)
-    return Line(
-        "clock", "FAIL", f"{found}: {_time(now)} here, {_time(server)} there (clock_wrong).", _FIX_OURS_OR_THEIRS
-    )
+    found = f"{found}: {_time(now)} here, {_time(server)} there (clock_wrong)."
+    return Line("clock", "FAIL", found, f"{_FIX} {_OR_THEIRS}")
 
 
 def _time(seconds: float) -> str:

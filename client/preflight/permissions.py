@@ -14,18 +14,20 @@ from multimix.data.store import CURRENT, IMAGES, MASKS
 
 STORE = "store"
 SOCKET = "socket"  # of the agent, for the group of the connector
+_FOR_THE_AGENT = {"site.toml", "coordinator-ca.pem"}  # files that another user's agent reads
 _NAME = "permissions"
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A file or folder, and the group's bits that are wanted on it; all other bits of group and world are not."""
+    """A file or folder, and the bits of its group that are wanted or may be; no other of group and world may be."""
 
     kind: str  # "file", "folder" or "link"
     mode: int
     owner: int
     group_bits: int
+    group_may: int = 0
 
 
 def permissions(
@@ -38,8 +40,9 @@ def permissions(
     """Judge owner and mode of everything in the site folder.
 
     Folders are 0700 and files 0600 or stricter. With `group_readable` the store (`store/`) is 0750 and 0640, and the
-    site folder itself 0710, so that the group can pass through to the store and list nothing else. Access-control
-    lists show in the group's bits and are judged with them. What a link points to is not followed.
+    site folder itself 0710, so that the group can pass through to the store and list nothing else; `site.toml` and the
+    coordinator's certificates may be 0640. Access-control lists show in the group's bits and are judged with them. What
+    a link points to is not followed.
 
     Args:
         folder: The site folder.
@@ -76,21 +79,22 @@ def _entries(folder: Path, *, group_readable: bool, unreadable: list[OSError]) -
             if here == folder / STORE and name == CURRENT:
                 continue  # points to the newest generation beside it
             shared = group_readable and name in {IMAGES, MASKS}  # links of the store's own, below a closed folder
-            yield from _entry(here / name, stat.S_IRGRP if in_store or shared else 0)
+            given = stat.S_IRGRP if group_readable and here == folder and name in _FOR_THE_AGENT else 0
+            yield from _entry(here / name, stat.S_IRGRP if in_store or shared else 0, given)
 
 
-def _entry(path: Path, group_bits: int) -> Iterator[_Entry]:
+def _entry(path: Path, group_bits: int, group_may: int = 0) -> Iterator[_Entry]:
     try:
         found = path.lstat()
     except FileNotFoundError:  # removed while we looked
         return
     kind = "link" if stat.S_ISLNK(found.st_mode) else "folder" if stat.S_ISDIR(found.st_mode) else "file"
-    yield _Entry(kind, found.st_mode, found.st_uid, group_bits)
+    yield _Entry(kind, found.st_mode, found.st_uid, group_bits, group_may)
 
 
 def _modes(entries: list[_Entry]) -> Line:
     real = [entry for entry in entries if entry.kind != "link"]
-    if open_ones := [entry for entry in real if entry.mode & _OTHERS & ~entry.group_bits]:
+    if open_ones := [entry for entry in real if entry.mode & _OTHERS & ~(entry.group_bits | entry.group_may)]:
         return Line(
             _NAME,
             "FAIL",

@@ -42,14 +42,15 @@ class Buffer:
     """The bytes of a message whose length was declared; more than declared is refused, less shows in `whole`."""
 
     def __init__(self, size: int) -> None:
-        self._data, self._filled = bytearray(size), 0  # the system gives the pages when they are written
+        # Not a bytearray, which writes zeros: here the system gives the pages when what was declared has come.
+        self._data, self._filled = np.empty(size, np.uint8), 0
 
     def add(self, chunk: bytes) -> None:
         """Take the next chunk; Refused `request_malformed` if it is empty or too much."""
         end = self._filled + len(chunk)
         if not chunk or end > len(self._data):
             raise Refused("request_malformed", f"not the {len(self._data)} bytes declared")
-        self._data[self._filled : end] = chunk
+        self._data[self._filled : end] = np.frombuffer(chunk, np.uint8)
         self._filled = end
 
     @property
@@ -61,7 +62,7 @@ class Buffer:
         """Return the bytes; Refused `request_malformed` if some are missing."""
         if not self.full:
             raise Refused("request_malformed", f"{self._filled} of {len(self._data)} bytes")
-        return memoryview(self._data)
+        return self._data.data
 
 
 def pieces(weights: Weights) -> list[Piece]:

@@ -64,7 +64,7 @@ def _hints(kit: Kit) -> str:
 # What `multimix-site join {kit.site}{SUFFIX}` writes into the site's site.toml.
 # [server]
 # address = "{kit.address}"
-# ca_file = "connector/ca.pem"
+# ca_file = "coordinator-ca.pem"
 # coordinator_key = "{kit.coordinator_key}"
 
 # What the hospital decides with its privacy officer: options of `join`, or by hand.

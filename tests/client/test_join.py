@@ -13,9 +13,9 @@ import zipfile
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from client.join import CONNECTOR, NODE_KEY, NODE_PUBLIC, check_fingerprint, join, read_kit
+from client.join import NODE_KEY, NODE_PUBLIC, check_fingerprint, join, read_kit
 from client.settings import FILE, new_site, open_site
-from client.site_text import with_section
+from client.site_text import with_keys, with_section
 from multimix.contract.kit import AUTHORITY, FILES, KIT, SIGNATURE, SUMS, Kit, signed_sums
 from multimix.contract.node_key import as_flower_keeps_it, same_fingerprint
 from multimix.contract.signing import public_text
@@ -90,9 +90,9 @@ def test_a_site_is_made_that_knows_the_server_the_authority_and_the_coordinator(
 
 def test_the_connectors_folder_holds_kit_authority_and_key_and_nothing_else(honest, path):
     join(honest, path, population=POPULATION)
-    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in (path / CONNECTOR).iterdir()}
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in (path / "connector").iterdir()}
     assert modes == {AUTHORITY: 0o644, KIT: 0o644, NODE_KEY: 0o600, NODE_PUBLIC: 0o644}
-    assert (path / CONNECTOR).stat().st_mode & 0o077 == 0
+    assert (path / "connector").stat().st_mode & 0o077 == 0
 
 
 def test_flower_itself_reads_the_pair(honest, path):
@@ -102,17 +102,17 @@ def test_flower_itself_reads_the_pair(honest, path):
 
     joined = join(honest, path)
     arguments = argparse.Namespace(
-        auth_supernode_private_key=str(path / CONNECTOR / NODE_KEY), auth_supernode_public_key=None
+        auth_supernode_private_key=str(path / "connector" / NODE_KEY), auth_supernode_public_key=None
     )
     _, public = _try_setup_client_authentication(arguments)
-    registered = try_load_public_key(path / CONNECTOR / NODE_PUBLIC)
+    registered = try_load_public_key(path / "connector" / NODE_PUBLIC)
     assert uses_nist_ec_curve(public)
     assert public_key_to_bytes(public) == registered == as_flower_keeps_it(joined.public_key)
 
 
 def test_the_line_for_the_coordinator_holds_name_and_key(honest, path):
     joined = join(honest, path)
-    public = (path / CONNECTOR / NODE_PUBLIC).read_text().strip()
+    public = (path / "connector" / NODE_PUBLIC).read_text().strip()
     assert joined.admit_command == f"multimix-server admit north '{public}'"
 
 
@@ -121,8 +121,33 @@ def test_joining_again_with_a_newer_kit_updates_the_authority_and_keeps_the_key(
     newer = read_kit(kit(kit_files(ca=CA + b"another", address="moved.example:8443")))
     again = join(newer, path)
     assert again.public_key == first.public_key
-    assert (path / CONNECTOR / AUTHORITY).read_bytes() == CA + b"another"
+    assert (path / "connector" / AUTHORITY).read_bytes() == CA + b"another"
     assert open_site(path).settings.server.address == "moved.example:8443"
+
+
+def test_joining_again_writes_to_the_connectors_own_folder_where_site_toml_names_one(honest, path, kit, tmp_path):
+    join(honest, path)
+    own = tmp_path / "site-connector"
+    (path / "connector").rename(own)
+    text = (path / FILE).read_text()
+    (path / FILE).write_text(with_keys(text, "agent", {"connector_folder": str(own)}))
+    key = (own / NODE_KEY).read_bytes()
+    join(read_kit(kit(kit_files(ca=CA + b"another"))), path)
+    assert (own / AUTHORITY).read_bytes() == CA + b"another"
+    assert (own / NODE_KEY).read_bytes() == key
+    assert not (path / "connector").exists()
+
+
+def test_joining_again_leaves_site_toml_to_those_who_read_it(honest, path):
+    join(honest, path)
+    (path / FILE).chmod(0o640)
+    join(honest, path)
+    assert stat.S_IMODE((path / FILE).stat().st_mode) == 0o640
+
+
+def test_the_authority_that_check_reads_is_not_the_connectors_copy(honest, path):
+    server = join(honest, path).site.settings.server
+    assert server.ca_file == (path / "coordinator-ca.pem").resolve()
 
 
 def test_a_new_key_is_made_only_if_asked_for(honest, path):
@@ -132,7 +157,7 @@ def test_a_new_key_is_made_only_if_asked_for(honest, path):
 
 def test_a_damaged_key_is_not_replaced_in_silence(honest, path):
     join(honest, path)
-    (path / CONNECTOR / NODE_KEY).write_bytes(b"MUELLER")
+    (path / "connector" / NODE_KEY).write_bytes(b"MUELLER")
     assert refused(join, honest, path) == "node_key_unusable"
 
 
@@ -156,7 +181,7 @@ def test_a_population_in_other_numbers_is_not_written_over(honest, path):
 
 def test_a_population_that_cannot_be_priced_leaves_a_site_without_key(honest, path):
     assert refused(join, honest, path, population={"declared_patients": 800, "delta": 0.5}) == "settings_invalid"
-    assert not (path / CONNECTOR).exists()
+    assert not (path / "connector").exists()
 
 
 def test_a_site_that_was_prepared_before_keeps_what_it_has(honest, path):

@@ -189,6 +189,15 @@ def test_what_is_wrong_with_a_certificate_of_the_kits_authority_is_told_apart(tm
     assert f"({reason})" in lines[-1].finding
 
 
+def test_an_expired_certificate_is_told_with_its_date_and_the_clocks(tmp_path):
+    end = NOW - DAY
+    with listening(talking_tls(KIT.server(tmp_path, start=end - DAY, end=end)[0])) as address:
+        line = check(address)[-1]
+    assert f"The server's certificate was valid until {end:%Y-%m-%d %H:%M} UTC" in line.finding
+    assert f"this machine's clock, which may be wrong, says {datetime.now(UTC):%Y-%m-%d}" in line.finding
+    assert "multimix-server rotate`" in line.fix
+
+
 def test_a_certificate_that_expires_within_two_weeks_warns(tmp_path):
     with listening(talking_tls(KIT.server(tmp_path, end=NOW + 3 * DAY)[0])) as address:
         lines = check(address)
@@ -274,7 +283,7 @@ def test_a_name_that_does_not_resolve_fails_and_is_not_shown():
 
 @pytest.mark.parametrize(
     ("off", "status"),
-    [(timedelta(0), "PASS"), (timedelta(seconds=90), "WARN"), (timedelta(hours=-1), "FAIL")],
+    [(timedelta(0), "PASS"), (timedelta(seconds=90), "WARN"), (timedelta(seconds=-9), "FAIL")],
 )
 def test_the_clock_is_compared_with_a_server_that_speaks_http(tmp_path, off, status):
     with listening(talking_tls(KIT.server(tmp_path)[0], http(datetime.now(UTC) + off))) as address:

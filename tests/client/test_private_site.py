@@ -635,6 +635,50 @@ def test_figures_leave_only_where_policy_releases_them_and_are_entered_once(hosp
     assert report.ledger.head == read_ledger(ledger).head
 
 
+FIGURES = PRIVATE.model_copy(update={"release_evaluation": True, "minimum_cohort": 4})
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize(("asked", "reason"), [({"seed": 6}, "plan_changed"), ({"round": 1}, "plan_replayed")])
+def test_a_round_is_evaluated_by_one_plan_and_rounds_do_not_go_back(hospital, ledger, asked, reason, restarted):
+    site = private_site(hospital, ledger, policy=FIGURES)
+    site.evaluate(order("evaluate", round=5), WEIGHTS)
+    again = private_site(hospital, ledger, policy=FIGURES) if restarted else site
+    store = watched(again)
+    assert refusal(again.evaluate, order("evaluate", **({"round": 5} | asked)), WEIGHTS).reason == reason
+    assert store.reads == []
+    assert len(bodies(ledger, Evaluation)) == 1
+    assert again.evaluate(order("evaluate", round=5), WEIGHTS).report.ledger.holds()
+    assert again.evaluate(order("evaluate", round=1, job_id="other"), WEIGHTS).report.round == 1
+
+
+def test_after_an_intake_figures_are_given_to_a_new_plan_and_never_again_to_an_old_one(hospital, later, ledger):
+    private_site(hospital, ledger, policy=FIGURES).evaluate(order("evaluate", round=5), WEIGHTS)
+    after = private_site(later, ledger, policy=FIGURES)
+    store = watched(after)
+    assert refusal(after.evaluate, order("evaluate", round=5), WEIGHTS).reason == "data_changed"
+    assert (store.reads, len(bodies(ledger, Evaluation))) == ([], 1)
+    assert after.evaluate(order("evaluate", round=6), WEIGHTS).report.round == 6
+
+
+def test_after_an_intake_open_training_does_not_give_its_figures_a_second_time(hospital, later, ledger):
+    signed = order(evaluate_on="validation")
+    site = private_site(hospital, ledger, policy=OPENLY, population=OFFICERS)
+    officer_signs(ledger, "allow_non_private")
+    site.train(signed, WEIGHTS)
+    after = private_site(later, ledger, policy=OPENLY, population=OFFICERS)
+    assert refusal(after.train, signed, WEIGHTS).reason == "data_changed"
+    assert len(bodies(ledger, NonPrivate)) == 1
+
+
+def test_the_last_round_of_open_training_and_the_final_scores_have_one_number_and_both_are_answered(hospital, ledger):
+    site = private_site(hospital, ledger, policy=OPENLY, population=OFFICERS)
+    officer_signs(ledger, "allow_non_private")
+    site.train(order(evaluate_on="validation", round=3), WEIGHTS)
+    assert site.evaluate(order("evaluate", round=3), WEIGHTS).report.split == "test"
+    assert [body.split for body in bodies(ledger, Evaluation)] == ["validation", "test"]
+
+
 def test_figures_that_ride_on_open_training_are_entered_too(hospital, ledger):
     site = private_site(hospital, ledger, policy=OPENLY, population=OFFICERS)
     officer_signs(ledger, "allow_non_private")

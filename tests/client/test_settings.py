@@ -87,7 +87,7 @@ def test_a_site_that_could_not_be_opened_is_not_made(tmp_path, name, size, key):
 MISTAKES = {
     "image_size": f'name = "a"\nimage_size = "{SECRET_WORD}"',
     "fit": f'name = "a"\nfit = "{SECRET_WORD}"',
-    "store_group": f'name = "a"\nstore_group = "{SECRET_WORD}"',
+    "store_group": f'name = "a"\nstore_group = "{SECRET_WORD}:x"',
     "label_map.x": f'name = "a"\n[label_map]\nx = "{SECRET_WORD}"',
     "intake.memory_mib": 'name = "a"\n[intake]\nmemory_mib = 100',
     "intake.pasword": f'name = "a"\n[intake]\npasword = "{SECRET_WORD}"',
@@ -124,6 +124,41 @@ def test_a_population_that_makes_no_sense_is_refused(tmp_path, text):
 def test_the_ledger_lies_in_the_sites_folder_unless_another_is_named(tmp_path, line, expected):
     (tmp_path / FILE).write_text(f'name = "a"\n[population]\ndeclared_patients = 9\n{line}')
     assert open_site(tmp_path).ledger == tmp_path / expected
+
+
+PARTS = {
+    "connector_folder": ("connector", "connector"),
+    "socket": ("socket", "socket/agent.sock"),
+    "metrics_folder": ("metrics", ""),
+    "folder": ("agent", ""),
+}
+
+
+@pytest.mark.parametrize("key", PARTS)
+def test_a_part_lies_in_the_sites_folder_unless_another_place_is_named(tmp_path, key):
+    part, usual = PARTS[key]
+    for line, expected in (
+        ("", tmp_path / usual),
+        (f'{key} = "../x"', tmp_path / "../x"),
+        (f'{key} = "/x"', Path("/x")),
+    ):
+        (tmp_path / FILE).write_text(f'name = "a"\n[agent]\n{line}\n')
+        assert getattr(open_site(tmp_path), part) == expected
+
+
+def test_metrics_lie_with_the_agents_log_unless_monitoring_has_a_folder(tmp_path):
+    (tmp_path / FILE).write_text('name = "a"\n[agent]\nfolder = "/srv/a"\n')
+    assert open_site(tmp_path).metrics == Path("/srv/a")
+
+
+def test_a_site_opens_where_the_stores_group_is_unknown_and_intake_says_so_at_once(tmp_path):
+    """As in a container, or before `systemd-sysusers` has made it."""
+    site = new_site(tmp_path / "site", "clinic-a", image_size=64)
+    text = (site.path / FILE).read_text()
+    (site.path / FILE).write_text(text.replace("[label_map]", 'store_group = "no-such-group"\n[label_map]'))
+    with pytest.raises(SiteError) as refused:
+        open_site(site.path).journal()
+    assert refused.value.reason == "group_unknown"
 
 
 def test_a_site_that_declares_no_population_has_none(site):

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,6 +39,10 @@ def one(dtype="F32", shape=(2,), offsets=(0, 8)) -> dict:
     return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
 
 
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 def malformed(data: memoryview) -> str:
     with pytest.raises(Refused) as caught:
         read_weights(data)
@@ -67,6 +73,13 @@ def test_chunks_are_a_mib_but_the_last_and_arrays_are_views_of_the_bytes_receive
     received = read_weights(buffer.whole())
     assert same_bytes(received, sent)
     assert all(not array.flags.owndata for array in received.values())
+
+
+def test_bytes_that_were_declared_take_memory_when_they_come():
+    before = resident_bytes()
+    buffer = Buffer(2 << 30)
+    buffer.add(bytes(CHUNK_BYTES))
+    assert resident_bytes() - before < 64 << 20
 
 
 @pytest.mark.parametrize(

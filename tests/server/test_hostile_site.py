@@ -119,7 +119,6 @@ def test_a_site_that_was_silent_twice_is_waited_for_again_after_it_has_answered_
         network.node("a").site.misbehaves[number] = lambda site, message, what=what: what("c") or site.train(message)
     results = run(network, rounds=14)
     assert states(results, "c")[-4:] == [ACCEPTED] * 4
-    assert waited.count("c") == 3
     assert network.time < 3 * DEADLINE_S
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from client.agent.activity import Activity, ActivityLog, read_activity
-from client.agent.control import read_control
+from client.agent.control import check_taken, note_waiting, read_control
 from client.agent.metrics import Metrics
 from client.agent.orders import Orders
 from client.agent.process import listening
@@ -20,7 +20,7 @@ from client.agent.remote import RemoteSite, agent_progress
 from client.agent.service import AgentService, Records, Served
 from client.policy import SitePolicy
 from client.settings import FILE, new_site
-from multimix.contract.messages import EvaluateReport, Picture, TrainReport, Weights, weights_sha256
+from multimix.contract.messages import EvaluateReport, Picture, RoundPlan, TrainReport, Weights, weights_sha256
 from multimix.contract.signing import SignedPlan, public_text, verified
 from multimix.contract.site import Evaluated, Trained
 from multimix.contract.statistics import EvaluationStatistics
@@ -87,6 +87,8 @@ class EchoSite:
 
     def evaluate(self, signed: SignedPlan, weights: Weights) -> Evaluated:
         plan = verified(signed, KEY.public_key())
+        if self.held:  # it has no steps at which it could be ended
+            self.release.wait(20)
         report = EvaluateReport(
             site="echo",
             job_id=plan.job_id,
@@ -105,6 +107,7 @@ class Agent:
     folder: Path
     remote: RemoteSite
     orders: Orders
+    records: Records
 
     @property
     def activity(self) -> list[Activity]:
@@ -122,18 +125,25 @@ def agent_over(
     policy: SitePolicy | None = None,
     most_bytes: int = 64 * MIB,
     spent: float | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Iterator[Agent]:
     """An agent over any site, its decisions and logs in the folder; `s` is the socket."""
     folder.mkdir(parents=True, exist_ok=True)
     served = Served(site, KEY.public_key(), policy or SitePolicy(), most_bytes)
-    records = Records(ActivityLog(folder), Metrics(folder / "metrics.prom"), lambda: spent)
-    orders = Orders(stopped=lambda: read_control(folder).left, began=records.began, ended=records.ended)
+    waits = lambda job: note_waiting(folder, job)  # noqa: E731
+    records = Records(ActivityLog(folder), Metrics(folder / "metrics.prom"), lambda: spent, waits)
+
+    def stopped(plan: RoundPlan) -> bool:
+        return refusal(check_taken, read_control(folder), served.policy, plan.job_id) != "answered"
+
+    orders = Orders(stopped=stopped, began=records.began, ended=records.ended)
     service = AgentService(lambda: served, lambda: read_control(folder), orders, records)
     try:
-        with listening(service, folder / "socket" / "s"):
-            yield Agent(folder, RemoteSite(folder / "socket" / "s", "ab" * 32, wait_s=0.0), orders)
+        with listening(service, folder / "socket" / "s", check=check):
+            yield Agent(folder, RemoteSite(folder / "socket" / "s", "ab" * 32, wait_s=0.0), orders, records)
     finally:
         orders.close(grace_s=10)
+        records.close()
 
 
 def site_folder(path: Path, *, settings: str = SITE_TOML, patients: int = 8) -> Path:

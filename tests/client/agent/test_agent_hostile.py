@@ -3,25 +3,31 @@
 import base64
 import json
 import pickle
+import socket
+import threading
+import time
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain, repeat
+from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 
-from client.agent.agent_pb2 import DescribeRequest, OrderHeader, OrderPart
+from client.agent.agent_pb2 import Busy, DescribeRequest, OrderHeader, OrderPart, ReplyPart
 from client.agent.agent_pb2_grpc import AgentStub
-from client.agent.control import change_control
-from client.agent.wire import OPTIONS, PROTOCOL, order_parts, target
+from client.agent.control import change_control, read_control
+from client.agent.remote import agent_progress, cancel_order
+from client.agent.wire import OPTIONS, PROTOCOL, SERVICE, order_parts, target
 from client.policy import SitePolicy
 from client.site import LocalSite
-from multimix.contract.messages import canonical_json, weights_sha256
+from multimix.contract.messages import LocalWork, canonical_json, weights_sha256
 from multimix.contract.privacy import Extension, LedgerHead, countersign
 from multimix.contract.signing import sign, simulation_key
 from multimix.privacy.entries import Reservation
 from multimix.privacy.ledger import read_ledger
-from tests.client.agent.agents import MIB, EchoSite, agent_over, numbers, refusal
+from tests.client.agent.agents import MIB, EchoSite, agent_over, in_thread, numbers, refusal, wait_for
 from tests.client.tiny_hospitals import (
     KEY,
     OPEN,
@@ -38,6 +44,7 @@ from tests.client.tiny_hospitals import (
 
 SMALL = numbers()
 FOREIGN = simulation_key(99)
+OWN = (*OPTIONS, ("grpc.use_local_subchannel_pool", 1))  # a connection of its own
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +167,17 @@ def test_a_stream_of_another_form_is_refused(agent, echo, parts):
     assert echo.rounds == []
 
 
+@pytest.mark.parametrize(("name", "most"), [("document", 1 << 16), ("signature", 256), ("countersigned", 4096)])
+def test_a_text_of_the_header_beyond_its_length_is_refused(agent, name, most):
+    assert raw(agent, parts_of(small(), **{name: "x" * (most + 1)})) == "request_malformed"
+
+
+def test_of_a_claim_as_long_as_a_message_nothing_is_kept(agent):
+    with grpc.insecure_channel(target(str(agent.remote.socket))) as channel:
+        AgentStub(channel).Describe(DescribeRequest(protocol=PROTOCOL, bundle_sha256="a" * (3 * MIB)))
+    assert agent.activity[-1].bundle_claimed == "malformed"
+
+
 def test_a_message_above_4_mib_is_not_taken(agent):
     with grpc.insecure_channel(target(str(agent.remote.socket))) as channel:
         parts = [parts_of(small(), weights_bytes=16 * MIB)[0], OrderPart(chunk=bytes(5 * MIB))]
@@ -182,6 +200,125 @@ def test_pickled_bytes_are_no_weights_and_are_not_opened(agent, echo):
 def test_what_a_hostile_app_claims_to_be_is_written_down_as_a_hash_or_not_at_all(agent):
     raw(agent, parts_of(small(), bundle_sha256="SENTINEL\n" * 10))
     assert agent.activity[-1].bundle_claimed == "malformed"
+
+
+# --- who takes all there is
+
+
+@contextmanager
+def crowded(agent, calls=16):
+    """As many calls as the agent has threads for, each of which sends nothing."""
+    done = threading.Event()
+
+    def silent():
+        done.wait(20)
+        yield from ()
+
+    with grpc.insecure_channel(target(str(agent.remote.socket)), options=OWN) as channel:
+        held = [AgentStub(channel).Train(silent()) for _ in range(calls)]
+        try:
+            yield
+        finally:
+            done.set()
+            for each in held:
+                each.cancel()
+
+
+def test_a_call_that_no_thread_is_free_for_is_turned_away_and_not_kept(agent):
+    def asks() -> str:
+        with grpc.insecure_channel(target(str(agent.remote.socket)), options=OWN) as channel:
+            try:
+                AgentStub(channel).Describe(DescribeRequest(protocol=PROTOCOL), timeout=5)
+            except grpc.RpcError as error:
+                return error.code().name
+        return "answered"
+
+    with crowded(agent):
+        wait_for(lambda: asks() == "RESOURCE_EXHAUSTED")
+
+
+def test_connections_beyond_64_do_not_take_the_agents_file_descriptors(agent):
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    mine = [socket.socket(socket.AF_UNIX) for _ in range(100)]
+    try:
+        for each in mine:
+            each.connect(str(agent.remote.socket))
+        wait_for(lambda: len(list(Path("/proc/self/fd").iterdir())) - before - len(mine) <= 64)
+        assert agent_progress(agent.remote.socket) is not None
+    finally:
+        for each in mine:
+            each.close()
+
+
+def test_the_hospital_sees_and_ends_what_runs_however_many_calls_the_connector_holds(tmp_path):
+    with agent_over(EchoSite(held=True), tmp_path) as agent:
+        answer = in_thread(lambda: agent.remote.train(small(), SMALL))
+        agent.until_running()
+        with crowded(agent):
+            assert agent_progress(agent.remote.socket).busy
+            assert cancel_order(agent.remote.socket)
+        assert answer() == "cancelled"
+
+
+def test_of_calls_that_wait_for_one_order_the_two_newest_stay(tmp_path):
+    site = EchoSite(held=True)
+    with (
+        agent_over(site, tmp_path) as agent,
+        grpc.insecure_channel(target(str(agent.remote.socket)), options=OWN) as channel,
+    ):
+        joined = []
+        for number in range(5):
+            joined.append(AgentStub(channel).Train(iter(parts_of(small())), timeout=20))
+            agent.until_running()
+            wait_for(lambda last=number: [each.done() for each in joined[:last]] == [True] * (last - 1) + [False] * min(last, 1))  # fmt: skip
+        site.release.set()
+        assert [list(each)[-1].WhichOneof("part") for each in joined[-2:]] == ["chunk", "chunk"]
+
+
+@pytest.mark.parametrize("method", ["Cancel", "Progress"])
+def test_what_the_hospital_asks_is_not_offered_at_the_connectors_socket(agent, method):
+    with grpc.insecure_channel(target(str(agent.remote.socket))) as channel:
+        for service in (SERVICE, "multimix.agent.v1.Local"):
+            with pytest.raises(grpc.RpcError) as caught:
+                channel.unary_unary(f"/{service}/{method}")(b"", timeout=5)
+            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_call_that_waits_is_told_that_the_agent_is_busy_once_a_second_and_no_step(tmp_path):
+    site, told = EchoSite(held=True), []
+    signed = order("train", SMALL, work=LocalWork(steps=1000, images_per_group=1, total_steps=1000))
+    with (
+        agent_over(site, tmp_path) as agent,
+        grpc.insecure_channel(target(str(agent.remote.socket)), options=OWN) as channel,
+    ):
+        began = time.monotonic()
+        for part in AgentStub(channel).Train(iter(parts_of(signed)), timeout=20):
+            if part.WhichOneof("part") == "busy":
+                told.append(part.SerializeToString())
+                if len(told) == 2:
+                    took = time.monotonic() - began
+                    site.release.set()
+    assert took >= 2.0
+    assert set(told) == {ReplyPart(busy=Busy()).SerializeToString()}
+
+
+def test_a_flood_of_calls_without_a_signed_plan_is_one_line_with_their_number(tmp_path):
+    with agent_over(EchoSite(), tmp_path) as agent:
+        agent.remote.train(small(), SMALL)
+        with grpc.insecure_channel(target(str(agent.remote.socket))) as channel:
+            for _ in range(50):
+                AgentStub(channel).Describe(DescribeRequest(protocol=0))
+            raw(agent, [OrderPart()])
+        assert [line.outcome for line in agent.activity] == ["answered", "refused"]
+    assert [line.repeats for line in agent.activity] == [0, 0, 49]
+
+
+def test_a_job_that_waits_is_kept_whatever_is_asked_after_it(tmp_path):
+    with agent_over(EchoSite(), tmp_path, policy=SitePolicy(approve_jobs=True)) as agent:
+        assert refusal(agent.remote.train, small(job_id="lung-1"), SMALL) == "job_not_approved"
+        foreign = sign(plan("train", SMALL, job_id="forged"), FOREIGN)
+        assert refusal(agent.remote.train, foreign, SMALL) == "plan_signature"
+        assert read_control(tmp_path).waiting == ("lung-1",)
 
 
 # --- what policy allows, at a real site

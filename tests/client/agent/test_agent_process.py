@@ -15,7 +15,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from client.agent.process import listening
+from client.agent.process import check_usable, listening
 from client.agent.remote import RemoteSite, agent_progress
 from client.agent.wire import SERVICE, target
 from client.settings import open_site
@@ -66,12 +66,21 @@ def status(site) -> dict:
     return json.loads(done.stdout) | {"code": done.returncode}
 
 
+def health(socket: Path) -> str:
+    with grpc.insecure_channel(target(str(socket)), options=(("grpc.use_local_subchannel_pool", 1),)) as channel:
+        asked = health_pb2.HealthCheckRequest(service=SERVICE)
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(
+            health_pb2_grpc.HealthStub(channel).Check(asked).status
+        )
+
+
 def inodes_of_sockets(process: int) -> set[str]:
     links = [str(each.readlink()) for each in Path(f"/proc/{process}/fd").iterdir()]
     return {link[len("socket:[") : -1] for link in links if link.startswith("socket:[")}
 
 
 def test_an_agent_trains_opens_unix_sockets_only_and_ends_at_sigterm(site):
+    local = socket_of(site).with_name("local.sock")
     with agent_process(site) as process:
         remote = RemoteSite(socket_of(site), wait_s=0.0)
         assert remote.describe().site == "clinic"
@@ -79,9 +88,7 @@ def test_an_agent_trains_opens_unix_sockets_only_and_ends_at_sigterm(site):
         unix = {line.split()[6] for line in Path("/proc/net/unix").read_text().splitlines()[1:]}
         assert inodes_of_sockets(process.pid)
         assert inodes_of_sockets(process.pid) <= unix
-        with grpc.insecure_channel(target(str(socket_of(site)))) as channel:
-            asked = health_pb2.HealthCheckRequest(service=SERVICE)
-            assert health_pb2_grpc.HealthStub(channel).Check(asked).status == health_pb2.HealthCheckResponse.SERVING
+        assert (health(socket_of(site)), health(local)) == ("SERVING", "SERVING")
         assert (stat.S_IMODE(socket_of(site).stat().st_mode), stat.S_IMODE(socket_of(site).parent.stat().st_mode)) == (
             0o660,
             0o750,
@@ -91,8 +98,11 @@ def test_an_agent_trains_opens_unix_sockets_only_and_ends_at_sigterm(site):
         assert found["last_activity"]["outcome"] == "answered"
         assert found["epsilon_spent"] > 0
         assert found["epsilon_left"] == 4.0 - found["epsilon_spent"]
+        assert not found["epsilon_infinite"]
+        assert (stat.S_IMODE(local.stat().st_mode), local.stat().st_uid) == (0o600, os.geteuid())
     assert process.returncode == 0
     assert not socket_of(site).exists()
+    assert not local.exists()
     assert "multimix_agent_budget_used_ratio" in (site / "metrics.prom").read_text()
 
 
@@ -171,6 +181,51 @@ def test_a_change_of_policy_counts_from_the_next_order(site):
         warm.served()
 
 
+# --- health
+
+
+def harm(what, site):
+    {
+        "control": lambda: (site / "control.json").write_text("{"),
+        "store": lambda: shutil.rmtree(site / "store"),
+        "ledger": lambda: (site / "ledger" / "ledger.jsonl").write_text("{"),
+        "nothing": lambda: None,
+    }[what]()
+
+
+@pytest.mark.parametrize("what", ["control", "store", "ledger", "nothing"])
+def test_an_agent_is_not_serving_where_it_could_not_train(site, what):
+    from client.agent.warm import WarmSite
+
+    warm = WarmSite(site)
+    warm.served()
+    harm(what, site)
+    with agent_over(EchoSite(), site.parent / "a", check=lambda: check_usable(open_site(site), warm)) as agent:
+        assert health(agent.remote.socket) == ("SERVING" if what == "nothing" else "NOT_SERVING")
+
+
+def test_health_is_looked_up_anew_only_after_a_while(tmp_path):
+    looks = []
+    with agent_over(EchoSite(), tmp_path, check=lambda: looks.append(1)) as agent:
+        for _ in range(5):
+            health(agent.remote.socket)
+    assert len(looks) == 1
+
+
+def test_the_agents_process_lets_grpc_say_errors_only(site):
+    code = (
+        "import os, client.agent.cli as c; c.open_site = lambda _: os._exit(os.environ['GRPC_VERBOSITY'] != 'ERROR' or "
+    )
+    code += "'grpc._cython' not in __import__('sys').modules); c.agent()"
+    early = "import sys, client.agent.cli; sys.exit('grpc' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", early], cwd=ROOT).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=without_verbosity()).returncode == 0
+
+
+def without_verbosity() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+
+
 # --- the socket
 
 
@@ -197,6 +252,8 @@ def test_the_connectors_group_gets_at_the_socket_and_another_user_does_not():
         with listening(AgentService(None, None, None, None), socket, group=4711):
             assert may_connect(4711)
             assert not may_connect(65534)
+            socket = socket.with_name("local.sock")
+            assert not may_connect(4711)
 
 
 def test_something_else_in_the_sockets_place_is_not_removed(tmp_path):
@@ -204,6 +261,11 @@ def test_something_else_in_the_sockets_place_is_not_removed(tmp_path):
     with pytest.raises(SiteError, match="something else"), listening(None, tmp_path / "s"):
         pass
     assert (tmp_path / "s").read_text() == "precious"
+
+
+def test_the_name_of_the_hospitals_own_socket_is_not_taken_for_the_connectors(tmp_path):
+    with pytest.raises(SiteError, match="another socket"), listening(None, tmp_path / "local.sock"):
+        pass
 
 
 def test_a_path_that_no_socket_can_have_is_refused(tmp_path):

@@ -1,11 +1,13 @@
 """A site behind its socket answers as it does in process; one order runs at a time, however often it is asked."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from client.agent.control import change_control
+from client.agent.control import change_control, decide_job
+from client.agent.orders import Order
 from client.agent.remote import RemoteSite, agent_progress, cancel_order
 from client.books import Books
 from client.policy import SitePolicy
@@ -106,8 +108,9 @@ def test_the_share_of_the_budget_that_is_left_is_rounded_down_and_told_only_wher
     hospital, tmp_path
 ):
     shares = SitePolicy(share_budget=True)
-    for name, policy, left in (("open", shares, 0.66), ("closed", SitePolicy(), None)):
-        with agent_over(open_site(hospital), tmp_path / name, policy=policy, spent=0.333) as agent:
+    cases = (("open", shares, 0.333, 0.66), ("closed", SitePolicy(), 0.333, None), ("exposed", shares, math.inf, 0.0))
+    for name, policy, spent, left in cases:
+        with agent_over(open_site(hospital), tmp_path / name, policy=policy, spent=spent) as agent:
             assert agent.remote.describe().budget_left == left
 
 
@@ -282,6 +285,84 @@ def test_leaving_ends_what_runs(tmp_path):
         agent.until_running()
         change_control(tmp_path, lambda control: control.model_copy(update={"left": True}))
         assert answer() == "cancelled"
+
+
+def leave(folder):
+    change_control(folder, lambda control: control.model_copy(update={"left": True}))
+
+
+def withdraw(folder):
+    change_control(folder, lambda control: decide_job(control, "job", approved=False))
+
+
+@pytest.mark.parametrize("decide", [leave, withdraw])
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_no_answer_of_what_was_under_way_leaves_after_the_hospital_has_taken_part_no_more(tmp_path, decide, kind):
+    change_control(tmp_path, lambda control: decide_job(control, "job", approved=True))
+    site = EchoSite(held=True)
+    signed = small() if kind == "train" else order("evaluate", SMALL)
+    with agent_over(site, tmp_path, policy=SitePolicy(approve_jobs=True)) as agent:
+        answer = in_thread(lambda: getattr(agent.remote, kind)(signed, SMALL))
+        agent.until_running()
+        decide(tmp_path)
+        site.release.set()
+        assert answer() == "cancelled"
+
+
+def test_an_evaluation_that_was_cancelled_gives_no_figures_though_it_ends(tmp_path):
+    site, signed = EchoSite(held=True), order("evaluate", SMALL)
+    with agent_over(site, tmp_path) as agent:
+        answer = in_thread(lambda: agent.remote.evaluate(signed, SMALL))
+        agent.until_running()
+        assert cancel_order(agent.remote.socket)
+        site.release.set()
+        assert answer() == "cancelled"
+        assert agent.activity[-1].outcome == "cancelled"
+
+
+def test_an_answer_that_is_ready_does_not_leave_after_the_hospital_has_left(tmp_path):
+    """The decision falls when the order has ended and its answer is not sent yet."""
+    with agent_over(EchoSite(), tmp_path) as agent:
+        finish = Order.finish
+
+        def left_meanwhile(order):
+            leave(tmp_path)
+            finish(order)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Order, "finish", left_meanwhile)
+            assert refusal(agent.remote.evaluate, order("evaluate", SMALL), SMALL) == "site_left"
+
+
+def test_a_pause_lets_what_was_taken_end_and_its_answer_leave(tmp_path):
+    site = EchoSite(held=True)
+    with agent_over(site, tmp_path) as agent:
+        answer = in_thread(lambda: agent.remote.train(small(), SMALL))
+        agent.until_running()
+        change_control(tmp_path, lambda control: control.model_copy(update={"paused": True}))
+        site.release.set()
+        assert same_bytes(answer().weights, SMALL)
+
+
+def test_a_private_answer_that_was_cancelled_at_its_end_is_committed_once_and_sent_when_asked_again(hospital, tmp_path):
+    ledger, orders = tmp_path / "ledger", []
+    site = private_site(hospital, ledger, seed=None)
+
+    class CancelledAtTheEnd:
+        describe = site.describe
+
+        def train(self, signed, weights, *, progress=None):
+            trained = site.train(signed, weights, progress=progress)
+            if not orders:
+                orders.append(cancel_order(agent.remote.socket))
+            return trained
+
+    with agent_over(CancelledAtTheEnd(), tmp_path / "agent") as agent:
+        assert refusal(agent.remote.train, private(), WEIGHTS) == "cancelled"
+        assert orders == [True]
+        trained = agent.remote.train(private(), WEIGHTS)
+    assert (len(bodies(ledger, Reservation)), len(bodies(ledger, Commit))) == (1, 1)
+    assert trained.report.weights_sha256 == weights_sha256(trained.weights)
 
 
 # --- an agent that is not there
