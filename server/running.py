@@ -41,7 +41,6 @@ def flower_environment(folder: FederationFolder) -> dict[str, str]:
         FLWR_TELEMETRY_ENABLED="0",
         FLWR_DISABLE_UPDATE_CHECK="1",
         FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1",
-        FLWR_SUPEREXEC_TASK_POLL_INTERVAL="0.1",
         OMP_NUM_THREADS="1",
         PYTHONUNBUFFERED="1",
         NO_PROXY="*",  # nothing here calls out
