@@ -149,7 +149,7 @@ def supernode_environment(home: Path, ours: Mapping[str, str]) -> dict[str, str]
         FLWR_TELEMETRY_ENABLED="0",
         FLWR_DISABLE_UPDATE_CHECK="1",
         FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1",
-        FLWR_SUPEREXEC_TASK_POLL_INTERVAL="0.1",
+        FLWR_SUPEREXEC_TASK_POLL_INTERVAL="0.25",  # 0.1 keeps a tenth of a core busy
         OMP_NUM_THREADS="1",
         PYTHONUNBUFFERED="1",
         **proxy,
