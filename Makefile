@@ -24,13 +24,13 @@ run: $(VENV)/installed ## Simulate four synthetic hospitals with Flower and writ
 	$(BIN)/multimix-sim flower --hold-out phantom-d --rounds 8 --local-steps 20 -c phantom-patients=100 -c title="Four synthetic hospitals"
 
 test: $(VENV)/installed ## Run the tests that take less than 10 minutes, in two processes (JOBS=n for more).
-	$(BIN)/python -m pytest -q -m "not slow and not chaos" --numprocesses $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -q -m "not slow and not chaos" --durations 15 --numprocesses $(JOBS) --dist loadfile
 
 chaos: $(VENV)/installed ## Kill processes and break networks: an hour.
 	$(BIN)/python -m pytest -q -m chaos
 
 test-slow: $(VENV)/installed ## Run the slow tests.
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m slow --durations 15
 
 check: $(VENV)/installed ## Lint, format, types, import layers.
 	$(BIN)/ruff check .
