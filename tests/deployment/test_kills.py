@@ -19,7 +19,8 @@ from tests.deployment.federation import PRIVATE, QUICK, Deployment, Program, dep
 from tests.deployment.processes import those_that_are
 
 SITES = ("phantom-a", "phantom-b")
-OPTIONS = (*QUICK, "rounds=6", "quorum=2")
+ROUNDS = 6
+OPTIONS = (*QUICK, f"rounds={ROUNDS}", "quorum=2")
 PROGRAMS = {  # as their command lines name them
     "superlink": "flower-superlink",
     "serverapp": "flwr-serverapp",
@@ -39,10 +40,9 @@ def federation(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(federation):
-    """The model without a kill, and how long the run took."""
-    began = time.monotonic()
+    """The model without a kill."""
     assert federation.run_job("undisturbed", *OPTIONS)["status"] == "finished"
-    return federation.model("undisturbed"), time.monotonic() - began
+    return federation.model("undisturbed")
 
 
 @dataclass
@@ -63,6 +63,22 @@ class Run:
             return self.federation.results(self.name)["status"] == "finished"
         except (OSError, ValueError):
             return False
+
+    @property
+    def rounds(self):
+        """How many rounds are finished."""
+        try:
+            return len(self.federation.results(self.name)["rounds"])
+        except (OSError, ValueError):
+            return 0
+
+    def past(self, rounds, seconds):
+        """Let it go on until so many rounds are finished, and a moment more."""
+        deadline = time.monotonic() + 600
+        while self.rounds < rounds:
+            assert time.monotonic() < deadline, f"no round {rounds}"
+            self.for_s(0.1)
+        self.for_s(seconds)
 
     def for_s(self, seconds):
         """Let it go on for a while."""
@@ -108,13 +124,13 @@ def kill_one(federation, rng, victim):
     "seed", [pytest.param(1, marks=pytest.mark.slow), *(pytest.param(n, marks=pytest.mark.chaos) for n in range(2, 11))]
 )
 def test_the_model_after_three_kills_is_that_of_the_undisturbed_run(federation, undisturbed, seed):
-    (model, seconds), rng = undisturbed, random.Random(seed)
-    run = Run(federation, f"killed-{seed}")
-    for victim in (VICTIMS[seed % 5], VICTIMS[(seed // 2) % 5], rng.choice(VICTIMS)):
-        run.for_s(rng.uniform(0.05, 0.3) * seconds)
+    rng, run = random.Random(seed), Run(federation, f"killed-{seed}")
+    victims = (VICTIMS[seed % 5], VICTIMS[(seed // 2) % 5], rng.choice(VICTIMS))
+    for rounds, victim in zip(sorted(rng.sample(range(ROUNDS - 1), 3)), victims, strict=True):
+        run.past(rounds, rng.uniform(0, 2))
         assert run.killed(rng, victim), f"the run ended before {victim} was killed"
     run.to_its_end()
-    assert federation.model(run.name) == model
+    assert federation.model(run.name) == undisturbed
 
 
 @pytest.mark.chaos
@@ -125,8 +141,8 @@ def test_a_private_ledger_never_counts_less_than_was_released_however_often_agen
     with deployment(tmp_path, SITES) as made:
         made.start_all()
         run = Run(made, "private", (*QUICK, *PRIVATE, f"rounds={rounds}", "quorum=2"))
-        for _ in range(6):
-            run.for_s(rng.uniform(1, 8))
+        for number in range(6):
+            run.past(number, rng.uniform(0, 2))
             assert run.killed(rng, "agent"), "the run ended before"
         run.to_its_end()
         for site in SITES:
