@@ -188,7 +188,7 @@ def _scored(name: str, results: Results) -> tuple[str, Metrics]:
     for past in reversed(results.rounds):
         if name in past.sites and past.sites[name].metrics:
             return f"validation, round {past.round}", past.sites[name].metrics
-    return "not scored yet", {}
+    return ("gave no figures" if results.status == "finished" else "not scored yet"), {}
 
 
 def _cells(metrics: Metrics) -> tuple[Cell, ...]:

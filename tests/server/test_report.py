@@ -133,6 +133,13 @@ def test_before_the_end_a_site_shows_its_latest_validation_and_says_so():
     assert site_block("montgomery", results).rows[0].label == "not scored yet"
 
 
+def test_at_the_end_a_site_that_released_no_figures_is_shown_as_such():
+    results = sample_results(rounds=5)
+    site = results.sites["montgomery"].model_copy(update={"metrics": {}})
+    results = results.model_copy(update={"sites": {**results.sites, "montgomery": site}})
+    assert site_block("montgomery", results).rows[0].label == "gave no figures"
+
+
 def test_key_figures_name_the_hospital_that_was_never_seen():
     tile = next(tile for tile in key_figures(sample_results()) if "unseen" in tile.label)
     assert (tile.label, tile.value, tile.context) == ("Dice, montgomery (unseen)", "0.918", "mean mask 0.772")
