@@ -14,7 +14,9 @@ import signal
 import socket
 import sys
 import threading
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Final
 
 from multimix.processes import installed
@@ -30,6 +32,7 @@ _NEEDED: Final = (
 )
 _OURS: Final = ("client", "multimix", "server", "sim")
 _LONGEST: Final = 65_536  # of a command line
+_OBJECTS_S: Final = 60.0  # the SuperLink has them before a site hears of the message, but for a moment
 
 _ASK = """#!{python} -IS
 import json, os, socket, sys
@@ -51,10 +54,16 @@ def put_in_place(folder: Path, starter: Path) -> None:
     (folder / PROGRAM).chmod(0o700)
 
 
+def wait_less(module: ModuleType) -> None:
+    """Let Flower's `pull_objects` in a module wait so long for what a killed ServerApp never sent; else it is hours."""
+    vars(module)["pull_objects"] = partial(vars(module)["pull_objects"], max_time=_OBJECTS_S)
+
+
 def preload() -> None:
     """Import what apps need, and forget our own modules: the bundle brings its own."""
     for name in _NEEDED:
         importlib.import_module(name)
+    wait_less(importlib.import_module("flwr.supercore.inflatable.inflatable_utils"))
     for name in [name for name in sys.modules if name.split(".")[0] in _OURS]:
         del sys.modules[name]
 

@@ -1,6 +1,6 @@
 """Flower's SuperNode as the connector runs it: `python -m client.supernode FOLDER [options of flower-supernode]`.
 
-Three things are different from `flower-supernode`, whose own code runs unchanged (read in flwr 1.41):
+Four things are different from `flower-supernode`, whose own code runs unchanged (read in flwr 1.41):
 
 * A SuperNode that ended without a word stays "online" for the SuperLink until two heartbeats of 30 s are missed, and a
   second one with its key is refused until then (`activate_node` takes nodes that are registered or offline). SIGTERM
@@ -8,6 +8,8 @@ Three things are different from `flower-supernode`, whose own code runs unchange
 * An idle SuperNode sleeps 3 s between two looks for a message, and 0.5 s between two looks for the app's reply. Here it
   sleeps a twentieth of the time that nothing came, at least 0.1 s and at most Flower's own pause. Where Flower's loop
   is not the one known here, its pauses stay as they are.
+* An order whose ServerApp was killed while it sent it is given up after a minute, here and in the app; Flower waits for
+  its objects for an hour or two, and meanwhile takes no other order.
 * The processes that run the app are forked from one that has imported what they need; see client/app_starter.py.
 """
 
@@ -33,7 +35,7 @@ from flwr.supernode.cli import flower_supernode
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from client.app_starter import put_in_place
+from client.app_starter import put_in_place, wait_less
 from multimix.contract.kit import AUTHORITY
 from multimix.files import write_atomically
 from multimix.processes import start
@@ -119,6 +121,7 @@ def main(arguments: list[str]) -> int:
     _start_apps_quickly(folder / "flower")
     if not quicken(start_client_internal):
         sys.stderr.write("this version of Flower keeps its own pauses: rounds take some seconds more\n")
+    wait_less(start_client_internal)
     sys.argv = ["flower-supernode", *options]
     flower_supernode()
     return 0

@@ -6,8 +6,10 @@ import sys
 import time
 
 import pytest
+from flwr.supercore.inflatable import inflatable_utils
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
 
-from client.app_starter import PROGRAM, put_in_place
+from client.app_starter import PROGRAM, put_in_place, wait_less
 from multimix.processes import environment
 from tests.deployment.processes import descendants
 
@@ -76,3 +78,15 @@ def until(true):
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_an_order_whose_objects_never_come_is_given_up(monkeypatch):
+    monkeypatch.setattr("client.app_starter._OBJECTS_S", 0.3)
+    monkeypatch.setattr(inflatable_utils, "pull_objects", inflatable_utils.pull_objects)  # put back afterwards
+    wait_less(inflatable_utils)
+
+    def never(_identity):
+        raise ObjectUnavailableError("object")
+
+    with pytest.raises(ObjectPullError):
+        inflatable_utils.pull_objects(["object"], never)
