@@ -23,6 +23,8 @@ COMMAND = str(Path(sys.executable).parent / "multimix-audit")
 SENTINEL = "SENTINELMARIE"
 SITE = "phantom-a"
 ROUNDS = 2
+pytestmark = pytest.mark.slow
+
 EVERY_COMMAND = ("verify", "recompute", "empirical", "replay", "report", "check")
 
 

@@ -30,6 +30,8 @@ from tests.deployment.processes import descendants, those_that_are
 from tests.nginx import NGINX, nginx_before
 from tests.orthanc import free_port
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def lungs(tmp_path_factory):

@@ -206,8 +206,8 @@ def test_what_a_hostile_app_claims_to_be_is_written_down_as_a_hash_or_not_at_all
 
 
 @contextmanager
-def crowded(agent, calls=16):
-    """As many calls as the agent has threads for, each of which sends nothing."""
+def crowded(agent, calls=40):
+    """More calls than the agent has threads for, each of which sends nothing; where one is turned away another is next."""
     done = threading.Event()
 
     def silent():
