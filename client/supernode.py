@@ -1,6 +1,6 @@
 """Flower's SuperNode as the connector runs it: `python -m client.supernode FOLDER [options of flower-supernode]`.
 
-Four things are different from `flower-supernode`, whose own code runs unchanged (read in flwr 1.41):
+Five things are different from `flower-supernode`, whose own code runs unchanged (read in flwr 1.41):
 
 * A SuperNode that ended without a word stays "online" for the SuperLink until two heartbeats of 30 s are missed, and a
   second one with its key is refused until then (`activate_node` takes nodes that are registered or offline). SIGTERM
@@ -10,6 +10,7 @@ Four things are different from `flower-supernode`, whose own code runs unchanged
   is not the one known here, its pauses stay as they are.
 * An order whose ServerApp was killed while it sent it is given up after a minute, here and in the app; Flower waits for
   its objects for an hour or two, and meanwhile takes no other order.
+* A reply that Flower's loop did not wait for is sent all the same; see `send_what_is_left`.
 * The processes that run the app are forked from one that has imported what they need; see client/app_starter.py.
 """
 
@@ -21,7 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Final
+from typing import Any, Final
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -45,6 +46,7 @@ NOT_ADMITTED: Final = 3  # exit code: the server does not take this key
 SERVER_AWAY: Final = 4  # exit code: the server cannot be reached
 _NODE_ID: Final = "node.id"
 _SHORTEST_S, _SHARE = 0.1, 0.05
+_SOME_RUN: Final = 0  # Flower's loop asks only whether there is one
 _IDLE_S: Final = 1.0  # Flower's pauses from here on are those of a node without work
 
 
@@ -79,6 +81,26 @@ def quicken(loop: ModuleType) -> bool:
         loop.time = Pace()  # type: ignore[attr-defined]
         return True
     return False
+
+
+def send_what_is_left(loop: ModuleType) -> None:
+    """Have Flower's loop send the replies that it did not wait for: to an order whose run ended while it came.
+
+    Flower takes the first reply that it finds for that of the last order, so after such a one it sends each reply only
+    when the next order has come: to the server the site is silent for ever.
+    """
+    pull = vars(loop)["_pull_and_store_message"]
+
+    def pull_or_send(*, state: Any, **others: Any) -> int | None:
+        run: int | None = pull(state=state, **others)
+        return _SOME_RUN if run is None and _has_replies(state) else run
+
+    vars(loop)["_pull_and_store_message"] = pull_or_send
+
+
+def _has_replies(state: Any) -> bool:
+    entries = list(getattr(state, "msg_store", {}).values())
+    return any(not entry.is_retrieved and entry.message.metadata.reply_to_message_id for entry in entries)
 
 
 def take_place(folder: Path, address: str) -> int:
@@ -122,6 +144,7 @@ def main(arguments: list[str]) -> int:
     if not quicken(start_client_internal):
         sys.stderr.write("this version of Flower keeps its own pauses: rounds take some seconds more\n")
     wait_less(start_client_internal)
+    send_what_is_left(start_client_internal)
     sys.argv = ["flower-supernode", *options]
     flower_supernode()
     return 0

@@ -1,5 +1,6 @@
 """The connector: what it needs, what it passes on of this machine, and when it starts nothing."""
 
+import inspect
 import json
 import ssl
 import threading
@@ -7,15 +8,18 @@ import types
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
+from flwr.supernode import start_client_internal
+from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState, MessageEntry
 from typer.testing import CliRunner
 
 from client.connect_cli import register
 from client.connector import NODE_KEY, command, connect, open_connector, read_state, supernode_environment
 from client.join import NODE_KEY as JOINED_KEY
 from client.supernode import NODE_KEY as SHOWN_KEY
-from client.supernode import Pace, quicken
+from client.supernode import Pace, quicken, send_what_is_left
 from multimix.errors import SiteError
 from multimix.processes import free_port
 from server.provision.folder import FederationSettings
@@ -194,3 +198,44 @@ def test_a_loop_that_takes_more_of_time_than_sleep_keeps_its_own_pauses(tmp_path
     before = getattr(loop, "time", None)
     assert not quicken(loop)
     assert getattr(loop, "time", None) is before
+
+
+class Loop(ModuleType):
+    """Flower's loop: what it pulls, and whether it then looks for replies to send."""
+
+    def __init__(self, *pulled):
+        super().__init__("loop")
+        pulls = iter(pulled)
+        self._pull_and_store_message = lambda **_others: next(pulls)
+
+
+def state_with(*entries):
+    state = InMemoryNodeState(None)
+    state.msg_store = {str(number): entry for number, entry in enumerate(entries)}
+    return state
+
+
+def reply(*, retrieved=False, to="order"):
+    metadata = SimpleNamespace(reply_to_message_id=to)
+    return MessageEntry(SimpleNamespace(metadata=metadata), is_retrieved=retrieved)
+
+
+def test_a_reply_that_flowers_loop_did_not_wait_for_is_sent_though_no_order_comes():
+    loop = Loop(None, None, None, None)
+    send_what_is_left(loop)
+    pull = loop._pull_and_store_message
+    assert pull(state=state_with(reply()), receive=None) is not None
+    assert pull(state=state_with(reply(retrieved=True), reply(to="")), receive=None) is None
+    assert pull(state=state_with(), receive=None) is None
+
+
+def test_an_order_that_came_is_waited_for_as_ever():
+    loop = Loop(7)
+    send_what_is_left(loop)
+    assert loop._pull_and_store_message(state=state_with(reply()), receive=None) == 7
+
+
+def test_flowers_loop_pulls_orders_as_is_known_here():
+    source = inspect.getsource(start_client_internal.start_client_internal)
+    assert "_pull_and_store_message(\n                state=state," in source
+    assert "if run_id is None:" in source
