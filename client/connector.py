@@ -5,13 +5,12 @@ server that another authority than the kit's vouches for, or that would refuse e
 What SuperNode and app see of this machine's environment is a short list of names.
 """
 
-import fcntl
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +24,7 @@ from multimix.config import Frozen
 from multimix.contract.kit import AUTHORITY, KIT, Kit
 from multimix.errors import SiteError
 from multimix.files import write_atomically
+from multimix.locks import held
 from multimix.processes import NOT_STARTED, environment, free_port, keep_running, start
 
 NODE_KEY: Final = "node.key"  # as client/join.py names it
@@ -185,13 +185,6 @@ def _note(connector: Connector, state: State, reason: str = "") -> None:
     write_atomically(connector.folder / STATE, noted.model_dump_json().encode(), mode=0o644)
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise SiteError("connector_running", "This site's connector runs already. Stop it first.") from None
-    finally:
-        os.close(descriptor)
+def _alone(folder: Path) -> AbstractContextManager[None]:
+    busy = SiteError("connector_running", "This site's connector runs already. Stop it first.")
+    return held(folder / _LOCK, busy=busy)

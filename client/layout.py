@@ -3,7 +3,6 @@
 `site.toml` says it, so that `join`, `intake`, the agent and `multimix-site units` agree.
 """
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from client.ownership import rewrite
 from client.settings import FILE, SiteFolder
 from client.site_text import Value, with_keys
 from multimix.errors import SiteError
+from multimix.locks import held
 
 RUN: Final = Path("/run")  # emptied at each start of the machine, so systemd makes what lies there
 _SOCKET: Final = RUN / "multimix" / "agent.sock"
@@ -160,15 +160,8 @@ def _move(old: Path, new: Path) -> None:
 @contextmanager
 def _stopped(lock: Path) -> Iterator[None]:
     """Hold the lock that a running program would hold: SiteError `still_running`. Without a lock none ever ran."""
-    try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
+    if not os.path.lexists(lock):
         yield
         return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with held(lock, busy=SiteError("still_running", "Agent or connector runs. Stop it, then do this again.")):
         yield
-    except BlockingIOError:
-        raise SiteError("still_running", "Agent or connector runs. Stop it, then do this again.") from None
-    finally:
-        os.close(descriptor)

@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 from multimix.contract.messages import Weights, canonical_json, sha256_text
 from multimix.contract.run_config import RunConfig
 from multimix.errors import CheckpointError, InputError, RunConfigError
+from multimix.locks import held
 from multimix.network import new_network
 from multimix.weights import export, load_model, save_model
 from server.checkpoint import FILE, JobState, read_checkpoint, write_checkpoint
@@ -29,7 +30,6 @@ from server.heads import FILE as HEADS
 from server.heads import Heads
 from server.live import Live
 from server.local_only import train_alone
-from server.locks import held
 from server.log import log
 from server.model_card import model_card, write_model_card
 from server.private_plan import budgets_are_spent, with_privacy

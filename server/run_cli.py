@@ -1,8 +1,6 @@
 """`multimix-server start | run | resume | stop | status | proxy`: the federation's server and its runs."""
 
 import json
-import os
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,11 +14,10 @@ from multimix.files import write_atomically
 from multimix.processes import stop_signals
 from server.log import show_progress
 from server.provision.folder import FederationFolder, open_federation
-from server.provision.options import HERE, FederationOption, JsonOption, explained, say, show
+from server.provision.options import HERE, FederationOption, JsonOption, at_home, explained, say, show
 
 _FAILED = 1
 _NOT_RUNNING = 3
-_AWAITED_S = 20.0
 NameArgument = Annotated[str, typer.Argument(help="The run's name: its folder in runs/ of the federation.")]
 AppOption = Annotated[Path | None, typer.Option(help="A checkout of the repository; this one unless given.")]
 
@@ -53,7 +50,7 @@ def start_command(
     """
     from server.running import serve  # noqa: PLC0415  (flwr)
 
-    with explained(), _at_home(), stop_signals() as stopped:
+    with explained(), at_home(), stop_signals() as stopped:
         folder = open_federation(federation)
         show_progress(to_stderr=True)
         code = serve(folder, stopped, metrics_port=metrics_port or folder.settings.bind_port + 1)
@@ -74,15 +71,14 @@ def run_command(
 
     Exit codes: 0 finished, 1 it stopped early (its log says why), 2 it could not be started.
     """
-    from server.runs import APP_ROOT, comes_up, new_name, start_run  # noqa: PLC0415  (flwr)
+    from server.runs import APP_ROOT, await_server, new_name, start_run  # noqa: PLC0415  (flwr)
 
-    with explained(), _at_home():
+    with explained(), at_home():
         run = name or new_name()
-        comes_up(open_federation(federation))
-        code = _interruptible(
-            lambda: start_run(_awaited(federation), run, assignments(config or []), app=app or APP_ROOT), run
-        )
-    _finish(open_federation(federation), run, code)
+        folder = open_federation(federation)
+        await_server(folder)
+        code = _interruptible(lambda: start_run(folder, run, assignments(config or []), app=app or APP_ROOT), run)
+    _finish(folder, run, code)
 
 
 def resume_command(name: NameArgument, federation: FederationOption = HERE, app: AppOption = None) -> None:
@@ -90,18 +86,20 @@ def resume_command(name: NameArgument, federation: FederationOption = HERE, app:
 
     Exit codes: 0 finished, 1 it stopped early (its log says why), 2 there is no such run, or it could not be started.
     """
-    from server.runs import APP_ROOT, resume_run  # noqa: PLC0415  (flwr)
+    from server.runs import APP_ROOT, await_server, resume_run  # noqa: PLC0415  (flwr)
 
-    with explained(), _at_home():
-        code = _interruptible(lambda: resume_run(_awaited(federation), name, app=app or APP_ROOT), name)
-    _finish(open_federation(federation), name, code)
+    with explained(), at_home():
+        folder = open_federation(federation)
+        await_server(folder)
+        code = _interruptible(lambda: resume_run(folder, name, app=app or APP_ROOT), name)
+    _finish(folder, name, code)
 
 
 def stop_command(name: NameArgument, federation: FederationOption = HERE) -> None:
     """Stop a run; `resume` goes on with it. Exit codes: 0 it does not go on, 2 the server is not up."""
     from server.runs import stop_named  # noqa: PLC0415  (flwr)
 
-    with explained(), _at_home():
+    with explained(), at_home():
         stopped = stop_named(open_federation(federation), name)
         say(f"run {name}: stopped" if stopped else f"run {name}: did not go on")
 
@@ -110,7 +108,7 @@ def status_command(*, federation: FederationOption = HERE, as_json: JsonOption =
     """Show server, certificates, sites and the newest run. Exit codes: 0 it is up, 3 not, 2 no federation."""
     from server.overview import lines_of, overview  # noqa: PLC0415  (flwr)
 
-    with explained(), _at_home():
+    with explained(), at_home():
         seen: dict[str, Any] = overview(open_federation(federation), datetime.now(UTC))
         if as_json:
             typer.echo(json.dumps(seen))
@@ -151,16 +149,6 @@ def assignments(given: list[str]) -> dict[str, Scalar]:
     return values
 
 
-def _awaited(path: Path) -> FederationFolder:
-    """Return the federation once its server is up, or after a while: it may be starting again."""
-    from server.nodes import is_running  # noqa: PLC0415  (flwr)
-
-    folder, until = open_federation(path), time.monotonic() + _AWAITED_S
-    while not is_running(folder) and time.monotonic() < until:
-        time.sleep(0.5)
-    return folder
-
-
 def _interruptible(work: Callable[[], int], name: str) -> int:
     try:
         return work()
@@ -179,14 +167,3 @@ def _finish(folder: FederationFolder, name: str, code: int) -> None:
         say(line)
     say(f"run {name} stopped early; to go on after its last round: multimix-server resume {name}")
     raise typer.Exit(_FAILED)
-
-
-class _at_home:  # noqa: N801  (a context manager that reads as words)
-    """Leave the machine's proxy out: the server is on this machine."""
-
-    def __enter__(self) -> None:
-        self._before = os.environ.get("NO_PROXY")
-        os.environ["NO_PROXY"] = "*"
-
-    def __exit__(self, *_error: object) -> None:
-        os.environ.pop("NO_PROXY") if self._before is None else os.environ.update(NO_PROXY=self._before)

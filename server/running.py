@@ -1,6 +1,5 @@
 """Running the federation's SuperLink: TLS and node authentication on, its register kept as federation.toml says."""
 
-import fcntl
 import os
 import subprocess
 import threading
@@ -11,6 +10,7 @@ from typing import Final
 
 from multimix.errors import InputError
 from multimix.files import write_atomically
+from multimix.locks import held
 from multimix.processes import environment, installed, keep_running, start, stop
 from server.log import log
 from server.metrics import serve_metrics
@@ -149,18 +149,8 @@ def _warn_of_certificates(folder: FederationFolder) -> None:
 
 @contextmanager
 def _alone(folder: FederationFolder) -> Iterator[None]:
-    descriptor = os.open(folder.flower / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        if not _locked(descriptor) or is_running(folder):
-            raise InputError("server_running", "This federation's server runs already: see multimix-server status.")
+    busy = InputError("server_running", "This federation's server runs already: see multimix-server status.")
+    with held(folder.flower / _LOCK, busy=busy):
+        if is_running(folder):
+            raise busy
         yield
-    finally:
-        os.close(descriptor)
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

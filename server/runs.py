@@ -16,9 +16,9 @@ from multimix.contract.messages import Name
 from multimix.contract.run_config import RunConfig, Scalar, read_run_config
 from multimix.errors import InputError
 from multimix.files import write_atomically
+from multimix.locks import held
 from multimix.processes import installed
 from server.checkpoint import FILE as CHECKPOINT
-from server.locks import held
 from server.nodes import is_running, runs_going_on, stop_run
 from server.provision.folder import FederationFolder
 from server.provision.rotation import check_in_force, utcnow
@@ -84,7 +84,7 @@ def resume_run(folder: FederationFolder, name: str, *, app: Path = APP_ROOT) -> 
 def _one_at_a_time(folder: FederationFolder) -> AbstractContextManager[None]:
     """Hold the place of who starts a run, from the look at what goes on until the new one is seen there."""
     busy = InputError("run_active", "Another command starts a run here now. Wait, and see multimix-server status.")
-    return held(folder.flower / _LOCK, wait_s=0.0, busy=busy)
+    return held(folder.flower / _LOCK, busy=busy)
 
 
 def _refuse_a_second(folder: FederationFolder) -> None:
@@ -112,14 +112,11 @@ def stop_named(folder: FederationFolder, name: str) -> bool:
     return bool(numbers)
 
 
-def comes_up(folder: FederationFolder) -> bool:
-    """Wait a little for a server that was started a moment ago."""
+def await_server(folder: FederationFolder) -> None:
+    """Wait a little for a server that was started a moment ago, or is starting again; what comes next says if it is."""
     deadline = time.monotonic() + _COMES_UP_S
-    while not is_running(folder):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.5)
-    return True
+    while not is_running(folder) and time.monotonic() < deadline:
+        time.sleep(_LOOK_S)
 
 
 def _check(folder: FederationFolder, name: str, app: Path) -> None:

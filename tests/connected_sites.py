@@ -2,10 +2,8 @@
 
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from client.join import join, read_kit
@@ -13,6 +11,7 @@ from server.provision.admission import admit
 from server.provision.folder import FederationFolder, FederationSettings, open_federation
 from server.provision.kits import kit_bytes
 from server.provision.rotation import new_federation
+from tests.deployment.processes import Program
 from tests.orthanc import free_port
 
 CODE = "import typer, {module} as c; app = typer.Typer(); c.register(app); app.command('x')(print); app()"
@@ -44,30 +43,6 @@ def connect_command(*words: object) -> list[str]:
     return [sys.executable, "-c", CODE.format(module="client.connect_cli"), "connect", *map(str, words)]
 
 
-@dataclass
-class Program:
-    """A process and what it says."""
-
-    process: subprocess.Popen
-    log: Path
-
-    @property
-    def said(self) -> str:
-        return self.log.read_text(errors="replace")
-
-    def says(self, text: str, *, within_s: float = 60) -> None:
-        wait_until(lambda: text in self.said, within_s=within_s, what=lambda: f"{text!r} in:\n{self.said[-3000:]}")
-
-    def stop(self) -> int:
-        if self.process.poll() is None:
-            self.process.terminate()
-        try:
-            return self.process.wait(timeout=40)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            return self.process.wait()
-
-
 @contextmanager
 def running(command: list[str], log: Path) -> Iterator[Program]:
     with log.open("ab") as output:
@@ -88,10 +63,3 @@ def server_running(folder: FederationFolder) -> Iterator[Program]:
 def again(folder: FederationFolder) -> FederationFolder:
     """The federation as its file says it is now."""
     return open_federation(folder.path)
-
-
-def wait_until(true: Callable[[], object], *, within_s: float, what: Callable[[], str]) -> None:
-    deadline = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < deadline, f"not within {within_s:g} s: {what()}"
-        time.sleep(0.1)

@@ -4,7 +4,6 @@ Who may use them is decided by the file system. The folder is 0750 and the agent
 group; `local.sock` beside it is 0600, for the agent's own user. Each has threads and limits of its own.
 """
 
-import fcntl
 import grp
 import logging
 import os
@@ -13,7 +12,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +33,7 @@ from client.published import publish_in_use
 from client.settings import SiteFolder
 from multimix.contract.messages import RoundPlan
 from multimix.errors import Refused, SiteError
+from multimix.locks import held
 from multimix.privacy.ledger import read_ledger
 
 log = logging.getLogger("multimix.agent")
@@ -55,8 +55,8 @@ def run_agent(site: SiteFolder, socket: Path, *, ready: Callable[[], None] = lam
     """
     agent = site.settings.agent
     group = _group(agent.connector_group)
-    with ExitStack() as held:
-        held.enter_context(_only_agent(site.agent / "agent.lock"))
+    with ExitStack() as stack:
+        stack.enter_context(_only_agent(site.agent / "agent.lock"))
         warm = WarmSite(site.path)
         warm.served()  # what keeps it from training is said now, to the person who starts it
         read_control(site.agent)
@@ -72,7 +72,7 @@ def run_agent(site: SiteFolder, socket: Path, *, ready: Callable[[], None] = lam
             epsilon_fraction,
             lambda job: note_waiting(site.agent, job),
         )
-        held.callback(records.close)
+        stack.callback(records.close)
         records.metrics.budget(epsilon_fraction())
         records.metrics.write()
         publish_in_use(site)
@@ -234,14 +234,6 @@ def _group(name: str) -> int:
         raise SiteError("group_unknown", "There is no such group as agent.connector_group on this machine.") from None
 
 
-@contextmanager
-def _only_agent(lock: Path) -> Iterator[None]:
-    """Hold a lock that ends with the process, however that ends; SiteError `agent_running`."""
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise SiteError("agent_running", "An agent runs here already. Stop it first.") from None
-    finally:
-        os.close(descriptor)
+def _only_agent(lock: Path) -> AbstractContextManager[None]:
+    """Hold the place of the one agent; SiteError `agent_running`."""
+    return held(lock, busy=SiteError("agent_running", "An agent runs here already. Stop it first."))

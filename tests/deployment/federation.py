@@ -7,7 +7,6 @@ folder; processes are stopped by the ids they were started with.
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ from multimix.contract.signing import public_text
 from multimix.data.phantom import write_phantoms
 from server.provision.folder import open_federation
 from tests.deployment.hosts import Host, Network
-from tests.deployment.processes import kill_tree
+from tests.deployment.processes import Program
 from tests.nginx import nginx_command
 from tests.orthanc import free_port
 
@@ -65,33 +64,6 @@ class Held:
 
 
 Images = Callable[[str], Held]
-
-
-@dataclass
-class Program:
-    """A process of the federation, and what it said."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    def kill(self) -> None:
-        """Kill it and all that it started, as a power cut would."""
-        kill_tree(self.process.pid)
-        self.process.wait()
-
-    def stop(self) -> int:
-        """Ask it to end, and see that it does."""
-        if self.process.poll() is None:
-            self.process.terminate()
-        try:
-            return self.process.wait(timeout=40)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            return -signal.SIGKILL
-
-    @property
-    def said(self) -> str:
-        return self.log.read_text(errors="replace")
 
 
 @dataclass

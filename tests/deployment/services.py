@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.deployment.federation import Program, environment
+from tests.deployment.federation import environment
+from tests.deployment.processes import Program
 from tests.deployment.unit_filter import settings
 
 FILTER = Path(__file__).with_name("unit_filter.py")

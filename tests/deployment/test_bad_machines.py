@@ -19,10 +19,11 @@ from server.provision.certificates import AUTHORITY_LASTS, SERVER_LASTS
 from server.provision.folder import FederationSettings
 from server.provision.rotation import new_federation, renew, utcnow
 from server.running import flower_environment, superlink_command
-from tests.connected_sites import Program, again, connect_command, joined, running, server_running, wait_until
+from tests.connected_sites import again, connect_command, joined, running, server_running
 from tests.deployment import clocks
 from tests.deployment.clocks import MachineClock
 from tests.deployment.federation import BIN, PRIVATE, QUICK, deployment, environment
+from tests.deployment.processes import Program, wait_until
 from tests.orthanc import free_port
 
 NO_CLOCK = clocks.unavailable()

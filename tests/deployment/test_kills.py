@@ -15,8 +15,8 @@ import pytest
 
 from multimix.privacy.entries import Commit, Reservation
 from multimix.privacy.ledger import read_ledger
-from tests.deployment.federation import PRIVATE, QUICK, Deployment, Program, deployment
-from tests.deployment.processes import those_that_are
+from tests.deployment.federation import PRIVATE, QUICK, Deployment, deployment
+from tests.deployment.processes import Program, those_that_are
 
 SITES = ("phantom-a", "phantom-b")
 ROUNDS = 6

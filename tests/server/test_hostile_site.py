@@ -8,10 +8,10 @@ from safetensors.numpy import load_file
 
 from multimix.contract.messages import ClassCounts
 from multimix.errors import InputError
+from multimix.locks import held
 from server.exchange import Post
 from server.grid import ReplyTooLargeError, pull_bounded
 from server.job import Job, run_job
-from server.locks import held
 from server.production import Production
 from server.roster import Roster
 

@@ -1,4 +1,4 @@
-"""Locks that end with the process that holds them, however it ends: one run in a folder, one start at a time."""
+"""Locks that end with the process that holds them, however it ends: one agent, one connector, one run in a folder."""
 
 import fcntl
 import os
@@ -14,9 +14,13 @@ _LOOK_S: Final = 0.2
 
 
 @contextmanager
-def held(file: Path, *, wait_s: float, busy: InputError) -> Iterator[None]:
-    """Hold the lock of a file, made where it is missing; raise `busy` where another process keeps it for `wait_s`."""
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def held(file: Path, *, busy: InputError, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold the lock of a file, made where it is missing; raise `busy` where another process keeps it for `wait_s`.
+
+    Raises:
+        OSError: the file cannot be made, or is a link: whose it is would be another's choice.
+    """
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         until = time.monotonic() + wait_s
         while not _taken(descriptor):
