@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from multimix.contract.run_config import RunConfig
-from multimix.data.hospitals import Hospital, Progress
+from multimix.data.cache import Progress
+from multimix.data.hospitals import Hospital
 from multimix.data.simulation import simulated_hospitals
 from multimix.training import resolve_device
 from server.app import new_job

@@ -44,7 +44,7 @@ from multimix.contract.privacy import PatientPrivacy
 from multimix.contract.run_config import RunConfig
 from multimix.contract.signing import SignedPlan
 from multimix.contract.site import Trained
-from multimix.data.hospitals import Progress
+from multimix.data.cache import Progress
 from multimix.errors import Refused, SiteError
 from multimix.network import MultiMixNetwork
 from multimix.privacy.entries import Commit, Entry, NonPrivate, Officer, Reservation

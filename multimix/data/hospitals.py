@@ -4,15 +4,10 @@ The images are decoded once into a shared store below a cache folder; a hospital
 store and its budget of labels and masks. A held-out hospital trains nobody: all its images are test images.
 """
 
-import fcntl
-import hashlib
-import json
 import re
-import shutil
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -21,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from multimix.data.cache import Progress, cached_store, locked_cache
 from multimix.data.decode import Preprocessing
-from multimix.data.manifest import Record, read_manifest, split_ranked
+from multimix.data.manifest import read_manifest, split_ranked
 from multimix.data.sampling import (
     Budget,
     Pools,
@@ -34,12 +30,9 @@ from multimix.data.sampling import (
     site_budgets,
 )
 from multimix.data.store import CURRENT, Store, open_store
-from multimix.data.store_writer import build_store
-from multimix.errors import ManifestError, RunConfigError, StoreError
+from multimix.errors import ManifestError, RunConfigError
 from multimix.randomness import derive_seed, stream
 
-Progress = Callable[[int, int], None]
-SIMULATION_KEY: Final = b"simulation"  # pseudonyms of a laboratory's public images hide nobody
 SITE_COLUMNS: Final = ("source", "site")
 SMALLEST_SITE: Final = 10  # patients; smaller sites of the site column are taken together
 _LONGEST_NAME: Final = 56
@@ -213,41 +206,17 @@ def _site_names(store: Store) -> npt.NDArray[np.str_]:
 
 
 def _cached_store(config: FederationData, cache: Path, progress: Progress | None) -> Store:
-    """Return the store of these files, preprocessing and seed; one process builds, the others wait for it."""
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        (cache / "lock").touch()
-    except OSError as error:
-        raise StoreError(
-            "cannot_write", f"The cache {cache} cannot be written ({error.strerror}). Choose another with cache."
-        ) from error
-    with _locked(cache / "lock"):
+    """Return the store of the manifest's images, or of the phantoms."""
+    with locked_cache(cache):
         manifest = _manifest(config, cache)
-        records = read_manifest(manifest)
-        preprocessing = Preprocessing(image_size=config.image_size, fit=config.fit)
-        out = cache / _cache_key(manifest, records, preprocessing, config.seed)
-        for leftover in cache.glob(f".{out.name}.*"):  # of a build that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
-        try:
-            return open_store(out)
-        except StoreError:
-            shutil.rmtree(out, ignore_errors=True)
-        return build_store(
-            records,
-            root=manifest.parent,
-            out=out,
-            preprocessing=preprocessing,
-            pseudonym_key=SIMULATION_KEY,
-            split_seed=config.seed,
-            progress=progress,
-        )
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file closes, also by a crash
-        yield
+    return cached_store(
+        read_manifest(manifest),
+        root=manifest.parent,
+        cache=cache,
+        preprocessing=Preprocessing(image_size=config.image_size, fit=config.fit),
+        split_seed=config.seed,
+        progress=progress,
+    )
 
 
 def _manifest(config: FederationData, cache: Path) -> Path:
@@ -269,16 +238,6 @@ def _manifest(config: FederationData, cache: Path) -> Path:
         image_size=config.image_size,
         seed=config.seed,
     )
-
-
-def _cache_key(manifest: Path, records: Sequence[Record], preprocessing: Preprocessing, seed: int) -> str:
-    """Hash the manifest, the sizes and times of its files, the preprocessing and the seed of the splits."""
-    files = [name for record in records for name in (record.image, record.mask) if name]
-    stats = [(manifest.parent / name).stat() for name in files]
-    stamps = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
-    digest = hashlib.sha256(manifest.read_bytes())
-    digest.update(json.dumps([preprocessing.version, seed, stamps]).encode())
-    return digest.hexdigest()[:32]
 
 
 def _conventions(

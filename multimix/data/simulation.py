@@ -10,7 +10,8 @@ from pathlib import Path
 
 from multimix.contract.messages import NAME_PATTERN
 from multimix.contract.run_config import RunConfig
-from multimix.data.hospitals import FederationData, Hospital, Progress, hospitals
+from multimix.data.cache import Progress
+from multimix.data.hospitals import FederationData, Hospital, hospitals
 from multimix.errors import RunConfigError
 
 
