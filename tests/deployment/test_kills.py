@@ -91,7 +91,7 @@ class Run:
     def to_its_end(self):
         self.for_s(600)
         assert self.finished, self.federation.programs["server"].said[-3000:]
-        self.command.stop()
+        self.command.process.wait(timeout=120)  # else the next run may find this one still ending, and be refused
 
     def killed(self, rng, victim):
         """Kill one process as soon as there is one; return whether the run still went on then."""
