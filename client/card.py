@@ -19,7 +19,7 @@ from multimix.contract.messages import ClassCounts, MeanMask, SiteCard
 from multimix.contract.suppression import hide_small_cells, lower_parts
 from multimix.data.hospitals import Hospital
 from multimix.data.pseudonyms import Pseudonyms
-from multimix.data.sampling import Pools, make_pools, mask_rows, patients
+from multimix.data.sampling import Pools, mask_rows, patients
 from multimix.data.store import Store
 from multimix.errors import Refused
 from multimix.evaluation import reduce_mean_mask
@@ -88,7 +88,7 @@ def site_card(hospital: Hospital, store: Store, policy: SitePolicy, *, device: s
     everyone = patients(store, hospital.rows)
     if everyone < minimum:
         raise Refused("cohort_too_small")
-    pools = _pools(hospital, store, None)
+    pools = hospital.pools(store, None)
     true = patients(store, np.union1d(pools.labelled_classification, pools.unlabelled_classification))
     training = lower_parts({"training": true}, everyone, minimum)["training"]
     labelled = lower_parts(_labelled(store, pools), training, minimum)
@@ -128,17 +128,6 @@ def _images(images: int, everyone: int, minimum: int, *, hidden: bool) -> int:
     return everyone if hidden or images - everyone < minimum else images
 
 
-def _pools(hospital: Hospital, store: Store, convention: str | None) -> Pools:
-    return make_pools(
-        store,
-        hospital.evaluation_rows(store, "train"),
-        budget=hospital.budget,
-        conventions=None if convention is None else frozenset((convention,)),
-        seed=hospital.seed,
-        site=hospital.name,
-    )
-
-
 def _labelled(store: Store, pools: Pools) -> dict[str, int]:
     rows = pools.labelled_classification
     return {name: patients(store, rows[store.label[rows] == i]) for i, name in enumerate(CLASSES)}
@@ -157,7 +146,7 @@ def _masked(hospital: Hospital, store: Store, training: int, minimum: int) -> di
     """Return the training patients with a mask, by convention; a convention of too few is not named."""
     rows = mask_rows(store, hospital.evaluation_rows(store, "train"), None)
     conventions = sorted(set(store.convention[rows].tolist()))
-    counts = {name: patients(store, _pools(hospital, store, name).labelled_segmentation) for name in conventions}
+    counts = {name: patients(store, hospital.pools(store, name).labelled_segmentation) for name in conventions}
     return {name: count for name, count in lower_parts(counts, training, minimum).items() if count}
 
 
@@ -165,7 +154,7 @@ def _mean_masks(hospital: Hospital, store: Store, masked: Mapping[str, int], pol
     if not policy.release_mean_mask:
         return {}
     enough = [name for name, count in masked.items() if count >= policy.minimum_cohort]
-    rows = {name: _pools(hospital, store, name).labelled_segmentation for name in enough}
+    rows = {name: hospital.pools(store, name).labelled_segmentation for name in enough}
     return {
         name: tuple(int(value) for value in np.rint(reduce_mean_mask(store, each).ravel() * 255))
         for name, each in rows.items()

@@ -35,7 +35,7 @@ from multimix.contract.signing import SignedPlan, verified
 from multimix.contract.site import Evaluated, Trained
 from multimix.contract.suppression import suppress as suppress_small_cells
 from multimix.data.hospitals import Hospital
-from multimix.data.sampling import Pools, make_pools, patients
+from multimix.data.sampling import Pools, patients
 from multimix.data.store import Store
 from multimix.errors import InputError, Refused
 from multimix.evaluation import ModelTime, evaluate
@@ -265,7 +265,7 @@ class LocalSite:
 
     def _training_data(self, plan: RoundPlan) -> TrainingData:
         """Decide what each image may teach under this plan."""
-        pools = _pools(self.hospital, self.store, plan.mask_convention)
+        pools = self.hospital.pools(self.store, plan.mask_convention)
         rows = pools.labelled_classification
         counts = [patients(self.store, rows[self.store.label[rows] == i]) for i in range(len(CLASSES))]
         log_prior = (0.0, 0.0)
@@ -304,7 +304,7 @@ class LocalSite:
 
 def private_data(hospital: Hospital, store: Store, plan: RoundPlan) -> TrainingData:
     """Return all training images and what each may teach; nothing here depends on counts of patients."""
-    return TrainingData(hospital.name, store, _pools(hospital, store, plan.mask_convention))
+    return TrainingData(hospital.name, store, hospital.pools(store, plan.mask_convention))
 
 
 def private_report(site: str, plan: RoundPlan, signed: SignedPlan, sent: Weights) -> TrainReport:
@@ -318,17 +318,6 @@ def private_report(site: str, plan: RoundPlan, signed: SignedPlan, sent: Weights
         steps=plan.work.steps if plan.work else 0,
         teachers={},
         losses={},
-    )
-
-
-def _pools(hospital: Hospital, store: Store, convention: str | None) -> Pools:
-    return make_pools(
-        store,
-        hospital.evaluation_rows(store, "train"),
-        budget=hospital.budget,
-        conventions=None if convention is None else frozenset((convention,)),
-        seed=hospital.seed,
-        site=hospital.name,
     )
 
 

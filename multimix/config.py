@@ -58,14 +58,14 @@ class NetworkConfig(Frozen):
     classification: bool = True
     segmentation: bool = True
     # What the decoder is shown beside the image: nothing, the saliency, or a control in its place.
-    bridge: Literal["off", "saliency", "zero", "random"] = "saliency"
+    bridge: Literal["off", "saliency", "zero", "random", "shuffled"] = "saliency"
     saliency_scale: Literal["raw", "max"] = "raw"
 
     @model_validator(mode="after")
     def _some_task(self) -> "NetworkConfig":
         if not (self.classification or self.segmentation):
             raise ValueError("a network needs classification, segmentation or both")
-        if not self.classification and self.bridge in ("saliency", "zero", "random"):
+        if not self.classification and self.bridge != "off":
             raise ValueError("the bridge needs the classifier: set bridge = off, or classification = true")
         return self
 

@@ -185,7 +185,7 @@ def segmentation_statistics(predictions: Mask, truths: Mask) -> SegmentationStat
     if predictions.shape != truths.shape or truths.ndim != 3:  # noqa: PLR2004
         message = f"predictions are {predictions.shape}, truths {truths.shape}; give two arrays [n, H, W]"
         raise InputError("mask_shapes_differ", message)
-    rows = [_measures(p, t) for p, t in zip(predictions, truths, strict=True)]
+    rows = [measures(p, t) for p, t in zip(predictions, truths, strict=True)]
     values = np.array(rows, dtype=np.float64).reshape(len(rows), len(MEASURES))
     moments = {
         measure: Moments(count=len(rows), total=float(column.sum()), squares=float(np.square(column).sum()))
@@ -199,7 +199,7 @@ def segmentation_statistics(predictions: Mask, truths: Mask) -> SegmentationStat
     )
 
 
-def _measures(prediction: Mask, truth: Mask) -> tuple[float, ...]:
+def measures(prediction: Mask, truth: Mask) -> tuple[float, ...]:
     """Return the values of one image in the order of `MEASURES`."""
     overlaps = dice(prediction, truth), jaccard(prediction, truth)
     return *overlaps, *_hausdorff(prediction, truth, (100.0, 95.0)), ssim(prediction, truth)

@@ -6,6 +6,7 @@ result is detached data. There is no dropout in it and no mode to restore.
 """
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +33,7 @@ class Viewed:
 def view(network: MultiMixNetwork, images: Tensor) -> Viewed:
     """Encode images [n, 1, S, S] without dropout and return levels, class scores, saliency and bridge."""
     images = images.detach()
-    if network.config.bridge != "saliency":
+    if network.config.bridge not in ("saliency", "shuffled"):
         with torch.no_grad():
             levels = network.encode(images)
             logits = network.classify(levels) if network.config.classification else None
@@ -45,6 +46,8 @@ def view(network: MultiMixNetwork, images: Tensor) -> Viewed:
         levels, logits = functional_call(_Scored(network), {f"network.{k}": v for k, v in constants.items()}, pixels)
         (gradient,) = torch.autograd.grad(logits.max(dim=1).values.sum(), pixels)
     saliency = _scaled(gradient.abs(), network.config.saliency_scale)
+    if network.config.bridge == "shuffled":
+        saliency = _shuffled(saliency, images)
     return Viewed([level.detach() for level in levels], logits.detach(), saliency, _bridge(images, saliency))
 
 
@@ -73,13 +76,23 @@ def _substitute(bridge: str, images: Tensor) -> Tensor | None:
         return None
     if bridge == "zero":
         return torch.zeros_like(images)
-    generator = torch.Generator()
-    maps = torch.empty_like(images)
-    for position, pixels in enumerate((images * 255.0).round().to(torch.uint8).cpu().numpy()):
+    maps = [torch.rand(images.shape[1:], generator=generator) for generator in _generators(images, "random saliency")]
+    return torch.stack(maps).to(images) if maps else torch.empty_like(images)
+
+
+def _shuffled(saliency: Tensor, images: Tensor) -> Tensor:
+    """Return each image's saliency with its pixels in an order that depends on the image's grey levels alone."""
+    flat = saliency.flatten(1)
+    for position, generator in enumerate(_generators(images, "shuffled saliency")):
+        flat[position] = flat[position, torch.randperm(flat.shape[1], generator=generator).to(flat.device)]
+    return flat.view_as(saliency)
+
+
+def _generators(images: Tensor, purpose: str) -> Iterator[torch.Generator]:
+    """Return a generator for each image, keyed by its grey levels: the same in whatever batch it is."""
+    for pixels in (images.detach() * 255.0).round().to(torch.uint8).cpu().numpy():
         digest = hashlib.blake2b(pixels.tobytes(), digest_size=8).hexdigest()
-        generator.manual_seed(derive_seed("random saliency", digest))
-        maps[position] = torch.rand(images.shape[1:], generator=generator)
-    return maps
+        yield torch.Generator().manual_seed(derive_seed(purpose, digest))
 
 
 def _bridge(images: Tensor, saliency: Tensor | None) -> Tensor | None:

@@ -134,9 +134,16 @@ def with_privacy(config: RunConfig, state: JobState, weights: Weights) -> JobSta
     What was fixed once stays as it was; a site that is new to the job gets its own.
 
     Raises:
-        InputError: as `patient_privacy`; `dp_hollow` where a site-level claim means little and is not accepted;
-            `too_many_sites` where sites joined that the site-level noise was not made for.
+        InputError: as `patient_privacy`; `weighting`, `compare_local` where these do not go with a private run;
+            `dp_hollow` where a site-level claim means little and is not accepted; `too_many_sites` where sites joined
+            that the site-level noise was not made for.
     """
+    if config.dp != "none" and config.weighting != "per-module":
+        raise RunConfigError(
+            "weighting",
+            f"weighting = {config.weighting!r} counts the patients of each round, but what a site counts in a private "
+            "run is fixed in the plan, before the first round: leave weighting out, or set dp = none.",
+        )
     if config.dp != "none" and config.compare_local:
         raise RunConfigError(
             "compare_local", "compare-local trains on every image once more, outside of the guarantee: leave it out."

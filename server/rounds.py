@@ -146,7 +146,9 @@ def train_round(
     started = time.perf_counter()
     signed = {site: orders.train(round_number, weights, site) for site in sites}
     strategy = ModuleAverage(
-        unlabelled_weight=orders.config.unlabelled_weight, site_level=_site_level(orders, weights, sites)
+        unlabelled_weight=orders.config.unlabelled_weight,
+        weighting=orders.config.weighting,
+        site_level=_site_level(orders, weights, sites),
     )
     present = federation.present(sites)
     strategy.plans = {federation.nodes[site]: plan_record(signed[site]) for site in present}

@@ -2,25 +2,22 @@
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
 
 from multimix.contract.run_config import RunConfig, Scalar, read_run_config
 from multimix.data.hospitals import Hospital
-from multimix.errors import InputError, MultiMixError
+from multimix.errors import InputError
 from server.folders import new_run_folder
 from server.log import show_progress
 from server.results import Results, read_results
+from sim.experiments.cli import experiment
 from sim.tables import markdown, results_table, score_table
-
-EXIT_INPUT, EXIT_INTERRUPTED = 2, 130
+from sim.terminal import err, explained
 
 # What two cores train in about half an hour on real radiographs; phantoms use the configuration's own defaults.
 REAL_DATA_DEFAULTS: dict[str, Scalar] = {
@@ -39,7 +36,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-_err = Console(stderr=True)
+
+app.command()(experiment)
 
 Data = Annotated[Path | None, typer.Option(help="Folder with manifest.csv; without it, synthetic phantoms are drawn.")]
 Out = Annotated[str, typer.Option(help="Run folder; a new one under runs/ if not given.")]
@@ -83,7 +81,7 @@ def run(
     One site for each source of the manifest (or each value of site-column). Exit codes: 0 finished, 2 the input
     cannot be used (a paragraph says why), 130 interrupted (run again with --resume).
     """
-    with _explained():
+    with explained():
         values = _values(
             data, out, hold_out, rounds, local_steps, labels, masks, seed, compare_local, resume, config, accept=accept
         )
@@ -115,7 +113,7 @@ def flower(
 
     Exit codes as for run; 1 when the run inside Flower stopped early (its log says why).
     """
-    with _explained():
+    with explained():
         values = _values(
             data, out, hold_out, rounds, local_steps, labels, masks, seed, compare_local, resume, config, accept=accept
         )
@@ -148,7 +146,7 @@ def pretrain(
     It has seen no patient. Give the image-size, width and preset that the private run will have; the preset is
     `private` unless given.
     """
-    with _explained():
+    with explained():
         values = _values(None, out, "", rounds, local_steps, None, None, seed, False, False, config)
         run_config = read_run_config({**PRETRAINING_DEFAULTS, **values})
         show_progress()
@@ -168,7 +166,7 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
 ) -> None:
     """Score a model on every hospital's test patients, as the end of a run does. Give its image-size with -c."""
-    with _explained():
+    with explained():
         run_config = read_run_config(_values(data, "", hold_out, None, None, None, None, 0, False, False, config))
         _decode(run_config)
         from sim.score import score as score_model  # noqa: PLC0415  (torch)
@@ -189,10 +187,10 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print the predictions as JSON.")] = False,
 ) -> None:
     """Write the probability of pneumonia, the lung mask and an overlay for each image. Research only."""
-    with _explained():
+    with explained():
         from sim.predict import predict_images  # noqa: PLC0415  (torch)
 
-        with Progress(console=_err, transient=True) as progress:
+        with Progress(console=err, transient=True) as progress:
             task = progress.add_task("predicting", total=None)
             rows = predict_images(
                 model,
@@ -212,7 +210,7 @@ def predict(
 @app.command()
 def table(run: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
     """Print a run's table of test figures in Markdown: model, local only, majority and mean mask, by site."""
-    with _explained():
+    with explained():
         typer.echo(markdown(read_results(run)))
 
 
@@ -228,7 +226,7 @@ def phantoms(
     ] = False,
 ) -> None:
     """Draw synthetic chest radiographs with lung masks, as a folder that --data takes, or as DICOM files."""
-    with _explained():
+    with explained():
         from multimix.data.phantom import default_hospitals, write_phantoms  # noqa: PLC0415  (scipy)
 
         if as_dicom:
@@ -247,27 +245,6 @@ def phantoms(
             return
         manifest = write_phantoms(out, hospitals=hospitals, patients=patients, image_size=image_size, seed=seed)
     typer.echo(f"{hospitals * patients} synthetic phantoms: {manifest}")
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Turn what a person can mend into one paragraph and an exit code."""
-    try:
-        yield
-    except InputError as error:
-        _explain(f"[bold red]cannot go on[/] ({error.reason})", error)
-        raise typer.Exit(EXIT_INPUT) from None
-    except MultiMixError as error:
-        _explain("[bold red]refused[/]", error)
-        raise typer.Exit(EXIT_INPUT) from None
-    except KeyboardInterrupt:
-        _err.print("interrupted: finished rounds are kept; run again with --resume and the same --out")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-
-
-def _explain(title: str, error: MultiMixError) -> None:
-    """Print the paragraph; brackets in it (names, paths) are text, not styles."""
-    _err.print(f"{title}\n{escape(str(error))}", soft_wrap=True, highlight=False)
 
 
 def _assignments(texts: list[str]) -> dict[str, Scalar]:
@@ -308,7 +285,7 @@ def _decode(config: RunConfig) -> tuple[Hospital, ...]:
     """Decode the images before the run, with a bar."""
     from sim.run import hospitals_of  # noqa: PLC0415
 
-    with Progress(console=_err, transient=True) as progress:
+    with Progress(console=err, transient=True) as progress:
         task = progress.add_task("decoding images", total=None)
         return hospitals_of(config, progress=lambda n, total: progress.update(task, completed=n, total=total))
 

@@ -13,6 +13,7 @@ from multimix.contract.messages import OneClassSites
 from multimix.errors import RunConfigError
 
 Scalar = str | int | float | bool
+Weighting = Literal["per-module", "plain"]
 Positive = Annotated[float, Field(gt=0, le=1e6)]
 Epsilon = Annotated[float, Field(gt=0, le=100)]
 Delta = Annotated[float, Field(ge=0, lt=1)]
@@ -50,7 +51,8 @@ class RunConfig(Frozen):
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 3
     local_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 10
     images_per_group: Annotated[int, Field(ge=1, le=4096)] = 4
-    unlabelled_weight: Unit = 0.1  # of a patient without label, beside one with, in a module's average
+    weighting: Weighting = "per-module"  # what a site counts in the average; plain: its patients, for all modules alike
+    unlabelled_weight: Unit = 0.1  # per-module: of a patient without label, beside one with, in a module's average
     one_class_sites: OneClassSites = "exclude"
     mask_convention: str = "auto"  # auto, all, or the name of one
     quorum: Annotated[int, Field(ge=0, le=100_000)] = 0  # accepted sites a round needs; 0 = more than half
@@ -86,6 +88,7 @@ class RunConfig(Frozen):
     labels: str = ""  # label budget: "200" at most for each site, "200,jsrt=40" with exact exceptions, "" all
     masks: str = ""
     fit: Literal["pad", "stretch"] = "pad"
+    pooled: bool = False  # one site that has all that the training hospitals have, to compare a federation with
     dirichlet_sites: Annotated[int, Field(ge=0, le=100_000)] = 0
     dirichlet_alpha: Annotated[float, Field(gt=0, le=1e6)] = 0.5
     phantom_hospitals: Annotated[int, Field(ge=0, le=1000)] = 0  # 0: one for each node

@@ -28,6 +28,7 @@ from multimix.data.sampling import (
     mask_rows,
     parse_budget,
     site_budgets,
+    union,
 )
 from multimix.data.store import CURRENT, Store, open_store
 from multimix.errors import ManifestError, RunConfigError
@@ -36,6 +37,7 @@ from multimix.randomness import derive_seed, stream
 SITE_COLUMNS: Final = ("source", "site")
 SMALLEST_SITE: Final = 10  # patients; smaller sites of the site column are taken together
 _LONGEST_NAME: Final = 56
+POOLED: Final = "pooled"  # the name of the site that has everything
 
 
 def _checked_budget(text: str) -> str:
@@ -58,6 +60,7 @@ class FederationData(BaseModel):
     hold_out: tuple[str, ...] = Field(default=(), description="Hospitals that only test.")
     labels: BudgetText = Field(default="", description='Labelled images: "" all, "200" per site, "200,jsrt=40".')
     masks: BudgetText = Field(default="", description="Masks, in the same syntax.")
+    pooled: bool = Field(default=False, description="One site has all that the training hospitals have.")
     dirichlet_sites: int = Field(default=0, ge=0, description="Deal the training patients to this many sites.")
     dirichlet_alpha: float = Field(default=0.5, gt=0, description="Small is skewed: sites of nearly one label.")
     image_size: int = Field(default=128, ge=16, le=1024)
@@ -78,6 +81,7 @@ class Hospital:
     conventions: frozenset[str] | None  # of the masks it may train on; None is all
     seed: int
     resplit: npt.NDArray[np.str_] | None = None  # of each row, where a simulated site splits anew
+    members: tuple["Hospital", ...] = ()  # of a pooled site: the hospitals whose images, labels and masks it has
 
     def store(self) -> Store:
         """Open the store that the rows count in."""
@@ -91,13 +95,18 @@ class Hospital:
         chosen: Rows = self.rows[splits == split]
         return chosen
 
-    def pools(self, store: Store) -> Pools:
-        """Return what the hospital trains on; of a held-out hospital all pools are empty."""
+    def pools(self, store: Store, convention: str | None) -> Pools:
+        """Return what the hospital trains on, with masks of one convention (None is all).
+
+        Of a held-out hospital all pools are empty; a pooled site has those of its members together.
+        """
+        if self.members:
+            return union([member.pools(store, convention) for member in self.members])
         return make_pools(
             store,
             self.evaluation_rows(store, "train"),
             budget=self.budget,
-            conventions=self.conventions,
+            conventions=None if convention is None else frozenset((convention,)),
             seed=self.seed,
             site=self.name,
         )
@@ -124,6 +133,8 @@ def hospitals(config: FederationData, *, cache: Path, progress: Progress | None 
     if config.dirichlet_sites:
         trainers = _dirichlet(config, trainers)
     trainers = _with_budgets(config, [replace(each, conventions=conventions) for each in trainers])
+    if config.pooled:
+        trainers = [_pooled(trainers)]
     tests = [replace(each, role="held-out", conventions=conventions) for each in held_out]
     clashes = {each.name for each in trainers} & {each.name for each in tests}
     if clashes:
@@ -288,6 +299,19 @@ def _with_budgets(config: FederationData, trainers: Sequence[Hospital]) -> list[
         replace(each, budget=Budget(labels=label_budgets[each.name], masks=mask_budgets[each.name]))
         for each in trainers
     ]
+
+
+def _pooled(trainers: Sequence[Hospital]) -> Hospital:
+    """Return one site with the images, labels and masks of all: what a federation is compared with."""
+    if len({each.store_path for each in trainers}) > 1:
+        raise RunConfigError("pooled", "Site folders cannot be pooled. Leave pooled at false.")
+    store = trainers[0].store()
+    rows = np.concatenate([each.rows for each in trainers])
+    splits = np.concatenate([store.split[each.rows] if each.resplit is None else each.resplit for each in trainers])
+    order = np.argsort(rows)
+    return replace(
+        trainers[0], name=POOLED, rows=rows[order], resplit=splits[order], budget=Budget(), members=tuple(trainers)
+    )
 
 
 def _dirichlet(config: FederationData, trainers: Sequence[Hospital]) -> list[Hospital]:

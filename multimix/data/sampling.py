@@ -92,6 +92,21 @@ def make_pools(
     )
 
 
+def union(parts: Sequence[Pools]) -> Pools:
+    """Return the pools of several sites together; what one of them has a label for is labelled."""
+
+    def together(name: str) -> Rows:
+        return np.unique(np.concatenate([getattr(part, name) for part in parts]))
+
+    labelled, masked = together("labelled_classification"), together("labelled_segmentation")
+    return Pools(
+        labelled_classification=labelled,
+        unlabelled_classification=np.setdiff1d(together("unlabelled_classification"), labelled),
+        labelled_segmentation=masked,
+        unlabelled_segmentation=np.setdiff1d(together("unlabelled_segmentation"), masked),
+    )
+
+
 def check_budget(site: str, kind: str, *, asked: int | None, available: int) -> None:
     """Refuse a budget above what there is.
 

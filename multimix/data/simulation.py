@@ -25,6 +25,7 @@ def federation_data(config: RunConfig, *, nodes: int) -> FederationData:
         hold_out=config.held_out(),
         labels=config.labels,
         masks=config.masks,
+        pooled=config.pooled,
         dirichlet_sites=config.dirichlet_sites,
         dirichlet_alpha=config.dirichlet_alpha,
         image_size=config.image_size,

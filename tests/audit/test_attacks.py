@@ -24,7 +24,7 @@ def hospital(tmp_path_factory):
 
 def attacked(hospital, dp, *, shadow_models=0, seed=0, splits=SPLITS, train=train_privately):
     store = hospital.store()
-    data = TrainingData(hospital.name, store, hospital.pools(store))
+    data = TrainingData(hospital.name, store, hospital.pools(store, None))
     subject = Subject(train, partial(new_network, PRIVATE_METHOD.network, 0), data, PRIVATE_METHOD, dp, STEPS)
     network = subject.network()
     train(network, data, PRIVATE_METHOD, subject.work(), dp, secret=b"s" * 32)

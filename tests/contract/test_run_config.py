@@ -64,6 +64,7 @@ def test_a_misspelt_key_is_named_beside_the_known_ones():
         ("image-size", 16, "greater than or equal to 32"),
         ("image-size", 40, "multiple of 16"),
         ("image-size", 2048, "less than or equal to 1024"),
+        ("weighting", "equal", "'per-module' or 'plain'"),
         ("unlabelled-weight", 1.5, "less than or equal to 1"),
         ("learning-rate", -1.0, "greater than or equal to 0"),
         ("proximal-mu", "nan", "less than or equal to 1000000"),

@@ -79,7 +79,7 @@ def test_a_held_out_hospital_only_tests(data, cache):
     gamma = federation(data, cache, hold_out=("gamma",))["gamma"]
     assert gamma.role == "held-out"
     assert split_rows(gamma) == [set(), set(), set(gamma.rows)]
-    pools = gamma.pools(gamma.store())
+    pools = gamma.pools(gamma.store(), None)
     assert len(pools.labelled_classification) + len(pools.unlabelled_segmentation) == 0
 
 
@@ -91,7 +91,7 @@ def test_budgets_reach_the_pools(data, cache):
     found = federation(data, cache, labels="4,beta=6", masks="3", mask_convention="all")
     sizes = {}
     for name, hospital in found.items():
-        pools = hospital.pools(hospital.store())
+        pools = hospital.pools(hospital.store(), None)
         sizes[name] = (len(pools.labelled_classification), len(pools.labelled_segmentation))
     assert sizes == {"alpha": (4, 3), "beta": (6, 3), "gamma": (4, 3)}
 
@@ -208,7 +208,7 @@ def test_a_patient_of_a_simulated_site_is_in_one_split_of_one_site(data, cache):
 def test_simulated_sites_have_the_pools_of_their_own_train_split(data, cache):
     found = federation(data, cache, dirichlet_sites=3)
     for hospital in found.values():
-        pools = hospital.pools(hospital.store())
+        pools = hospital.pools(hospital.store(), None)
         used = {*pools.labelled_classification, *pools.unlabelled_classification}
         assert used == split_rows(hospital)[0]
 
@@ -301,7 +301,7 @@ def test_real_sources_hold_out_montgomery(tmp_path):
     found = {hospital.name: hospital for hospital in hospitals(config, cache=tmp_path)}
     store = found["jsrt"].store()
     # Labels: 2 classes of 100 where both exist; masks: the held-out convention, which kermany does not have.
-    kermany, jsrt = found["kermany"].pools(store), found["jsrt"].pools(store)
+    kermany, jsrt = (found[name].pools(store, "mediastinum_excluded") for name in ("kermany", "jsrt"))
     assert np.bincount(store.label[kermany.labelled_classification]).tolist() == [100, 100]
     assert (len(kermany.labelled_segmentation), len(jsrt.labelled_segmentation)) == (0, 50)
     assert len(found["montgomery"].evaluation_rows(store, "test")) == 111

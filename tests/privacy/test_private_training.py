@@ -52,7 +52,7 @@ def hospitals(tmp_path_factory):
 def data_of(hospital, store_class=Store) -> TrainingData:
     store = hospital.store()
     store = store_class(**{each.name: getattr(store, each.name) for each in fields(Store)})
-    return TrainingData(hospital.name, store, hospital.pools(store))
+    return TrainingData(hospital.name, store, hospital.pools(store, None))
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import zip_longest
 
 import numpy as np
 import pytest
@@ -12,13 +13,14 @@ from multimix.contract.messages import MODULES, Teachers, TrainReport
 from multimix.contract.records import unpack_arrays
 from multimix.privacy.central import SiteLevel
 from server.admission import Update
-from server.aggregation import ModuleAverage, SiteLevelRound, average, noised_average
+from server.aggregation import ModuleAverage, SiteLevelRound, average, noised_average, plain_average
 
 NAMES = ("encoder.a", "classifier.b", "decoder.c")
 FLOATS = st.floats(-(2.0**100), 2.0**100, width=32)
 COUNTS = st.integers(0, 1_000_000)
 UNLABELLED_WEIGHTS = st.floats(0, 1, allow_subnormal=False)
 ZEROS = {name: np.zeros(3, np.float32) for name in NAMES}
+ONES = {name: np.ones(3, np.float32) for name in NAMES}
 
 
 def _update(site, values, teachers):
@@ -177,6 +179,64 @@ def test_evaluation_orders_go_to_the_same_nodes():
     strategy.plans = {4: ConfigRecord()}
     orders = list(strategy.configure_evaluate(1, ArrayRecord(), ConfigRecord(), grid=None))
     assert [(m.metadata.dst_node_id, m.metadata.message_type) for m in orders] == [(4, MessageType.EVALUATE)]
+
+
+# 40 patients, of whom 10 have a mask; and 8, of whom 3 have a label, at a site that did not train the decoder.
+BOTH_TASKS = _update("both", weights(1.0), {"encoder": (10, 30), "classifier": (0, 30), "decoder": (10, 30)})
+NO_DECODER = _update(
+    "labels",
+    {name: value for name, value in weights(5.0).items() if not name.startswith("decoder")},
+    {"encoder": (3, 5), "classifier": (3, 5)},
+)
+
+
+def test_plain_averaging_counts_each_patient_of_a_site_once_in_every_module():
+    new = plain_average(weights(3.0), [BOTH_TASKS, NO_DECODER])
+    for name in ("encoder.a", "classifier.b"):
+        np.testing.assert_allclose(new.weights[name], (40 * 1 + 8 * 5) / 48, rtol=1e-7)
+    assert new.shares == {module: {"both": 40 / 48, "labels": 8 / 48} for module in MODULES}
+    assert new.kept == ()
+
+
+def test_in_plain_averaging_what_a_site_received_stands_for_what_it_did_not_train():
+    new = plain_average(weights(3.0), [BOTH_TASKS, NO_DECODER])
+    np.testing.assert_allclose(new.weights["decoder.c"], (40 * 1 + 8 * 3) / 48, rtol=1e-7)
+
+
+def test_in_plain_averaging_a_module_that_no_site_trained_keeps_its_bytes_and_is_reported():
+    previous = weights(0.1)
+    previous["decoder.c"][:] = [-0.0, 1e-45, 0.1]  # bits that arithmetic would lose
+    new = plain_average(previous, [NO_DECODER, replace(NO_DECODER, site="other")])
+    assert new.weights["decoder.c"].tobytes() == previous["decoder.c"].tobytes()
+    assert (new.kept, set(new.shares)) == (("decoder",), {"encoder", "classifier"})
+
+
+def test_plain_averaging_of_sites_without_patients_changes_nothing():
+    new = plain_average(weights(2.0), [_update("a", weights(9.0), {"classifier": (5, 0)})])
+    assert new.kept == MODULES
+    assert all((new.weights[name] == 2.0).all() for name in NAMES)
+
+
+def _without(update, names):
+    return replace(update, weights={name: value for name, value in update.weights.items() if name not in names})
+
+
+@given(updates=_updates(), random=st.randoms(use_true_random=False), missing=st.lists(st.sets(st.sampled_from(NAMES))))
+def test_in_plain_averaging_the_order_of_replies_changes_no_bit(updates, random, missing):
+    updates = [_without(update, names) for update, names in zip_longest(updates, missing[: len(updates)], fillvalue=())]
+    shuffled = list(updates)
+    random.shuffle(shuffled)
+    one, other = (plain_average(ONES, some) for some in (updates, shuffled))
+    assert (one.shares, one.kept) == (other.shares, other.kept)
+    assert {n: v.tobytes() for n, v in one.weights.items()} == {n: v.tobytes() for n, v in other.weights.items()}
+
+
+@pytest.mark.parametrize(("weighting", "decoder"), [("per-module", 1.0), ("plain", (40 * 1 + 8 * 3) / 48)])
+def test_the_strategy_averages_as_the_run_is_configured(weighting, decoder):
+    strategy = ModuleAverage(unlabelled_weight=0.1, weighting=weighting)
+    strategy.previous, strategy.admitted = weights(3.0), {1: BOTH_TASKS, 2: NO_DECODER}
+    averaged, _ = strategy.aggregate_train(1, [])
+    np.testing.assert_allclose(unpack_arrays(averaged)["decoder.c"], decoder, rtol=1e-7)
 
 
 def _private_update(site, values, module_weights):

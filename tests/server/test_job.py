@@ -230,7 +230,9 @@ def test_there_is_nothing_to_resume_in_an_unused_folder(run, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("change", [{"seed": 7}, {"rounds": 4}, {"local_steps": 2}, {"hold_out": "c"}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 7}, {"rounds": 4}, {"local_steps": 2}, {"hold_out": "c"}, {"weighting": "plain"}]
+)
 def test_a_job_is_not_resumed_with_settings_that_change_its_weights(run, tmp_path, change):
     with pytest.raises(_StoppedError):
         run(stop_after=1)

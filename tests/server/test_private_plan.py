@@ -178,6 +178,14 @@ def test_a_private_run_trains_no_site_alone_besides(dp):
     assert caught.value.reason == "compare_local"
 
 
+@pytest.mark.parametrize("dp", ["patient", "site", "both"])
+def test_a_private_run_is_not_averaged_by_the_patients_of_a_round(dp):
+    config = _config(dp=dp, weighting="plain", dp_accept=True)
+    with pytest.raises(RunConfigError, match=r"fixed in the plan.*leave weighting out") as caught:
+        with_privacy(config, _state(card("a")), _weights(config))
+    assert caught.value.reason == "weighting"
+
+
 def test_a_run_that_is_not_private_has_no_plans():
     config = tiny_run()
     state = with_privacy(config, _state(card("a")), _weights(config))

@@ -55,6 +55,13 @@ def test_the_page_is_one_file_that_names_nothing_outside_itself(run_folder):
     assert not re.search(r"url\(|@import|https?://", page)
 
 
+def test_the_page_says_how_the_sites_were_averaged(run_folder):
+    results = sample_results()
+    plain = results.model_copy(update={"config": {**results.config, "weighting": "plain"}})
+    assert "averaged by who taught it" in render(results, run_folder)
+    assert "one share for the whole model" in render(plain, run_folder)
+
+
 def test_an_undefined_figure_is_a_dash_and_the_page_says_so(run_folder):
     page = render(sample_results(), run_folder)
     assert 'title="undefined">\u2013<' in page

@@ -151,6 +151,16 @@ def test_fedprox_pulls_the_weights_closer_to_the_start(configured):
     assert held < free
 
 
+def test_under_plain_weighting_a_site_has_one_share_of_the_model_by_the_patients_it_trained_on(configured):
+    results, _ = simulate(configured(weighting="plain", masks="phantom-a=1", labels="phantom-b=2", rounds=2))
+    assert results.status == "finished"
+    for record in results.rounds:
+        teachers = {name: site.teachers["encoder"] for name, site in record.sites.items()}
+        patients = {name: t.labelled_patients + t.unlabelled_patients for name, t in teachers.items()}
+        shares = {name: count / sum(patients.values()) for name, count in patients.items()}
+        assert record.module_shares == dict.fromkeys(("encoder", "classifier", "decoder"), shares)
+
+
 def test_a_run_folder_holds_everything_a_person_and_a_tool_need(configured):
     config = configured()
     simulate(config)

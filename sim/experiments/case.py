@@ -1,0 +1,131 @@
+"""One trained model of an experiment, as data: what it learns with, on how many labels, for how long.
+
+A case is all that decides its result, so its hash says whether a finished one is still the one that is asked for.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from multimix.config import Frozen, MethodConfig
+from multimix.contract.messages import canonical_json, sha256_text
+from multimix.contract.run_config import RunConfig
+
+Budget = Annotated[int, Field(ge=0)] | None
+"""Of labels or masks; None is all of them."""
+Row = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+
+
+class CentralCase(Frozen):
+    """One central training of the paper's task: a row of the table in one cell of the grid, with one seed."""
+
+    kind: Literal["central"] = "central"
+    row: Row
+    labels: Budget
+    masks: Budget
+    seed: Annotated[int, Field(ge=0)] = 0
+    method: MethodConfig
+    steps: Annotated[int, Field(ge=1)]
+    images_per_group: Annotated[int, Field(ge=1)]
+
+    @property
+    def group(self) -> str:
+        """The cell of the grid, written labels-masks as in the paper."""
+        return f"{budget_name(self.labels)}-{budget_name(self.masks)}"
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+        return self.method.network.image_size
+
+
+class FederatedCase(Frozen):
+    """One run of a federation, or of one of its hospitals alone, or of all their images in one place."""
+
+    kind: Literal["federated"] = "federated"
+    row: Row
+    group: str  # who is held out
+    config: RunConfig  # data, cache and out are filled in by who runs it
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        return self.config.seed
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+        return self.config.image_size
+
+
+class BaselineCase(Frozen):
+    """An answer that needs no network, taught by the labels and masks of another case."""
+
+    kind: Literal["baseline"] = "baseline"
+    row: Literal["majority", "mean-mask", "thumbnail-ridge"]
+    of: Annotated[CentralCase | FederatedCase, Field(discriminator="kind")]
+
+    @property
+    def group(self) -> str:
+        """That of the other case."""
+        return self.of.group
+
+    @property
+    def seed(self) -> int:
+        """That of the other case."""
+        return self.of.seed
+
+    @property
+    def image_size(self) -> int:
+        """That of the other case."""
+        return self.of.image_size
+
+
+class EnsembleCase(Frozen):
+    """Hospitals that share no weights, only answers: the mean of what their own models say of an image."""
+
+    kind: Literal["ensemble"] = "ensemble"
+    row: Row
+    like: FederatedCase  # whose hospitals are scored
+    classifiers: tuple[FederatedCase, ...]  # the runs of those that have labels
+    segmenters: tuple[FederatedCase, ...]  # of those that have masks
+
+    @property
+    def group(self) -> str:
+        """That of the federation it is compared with."""
+        return self.like.group
+
+    @property
+    def seed(self) -> int:
+        """That of the federation it is compared with."""
+        return self.like.seed
+
+    @property
+    def image_size(self) -> int:
+        """That of the federation it is compared with."""
+        return self.like.image_size
+
+
+AnyCase = CentralCase | FederatedCase | BaselineCase | EnsembleCase
+Case = Annotated[AnyCase, Field(discriminator="kind")]
+
+
+def case_name(case: AnyCase) -> str:
+    """Return the folder of a case's results; unique in an experiment."""
+    return f"{case.row}_{case.group}_s{case.seed}"
+
+
+def case_sha256(case: AnyCase) -> str:
+    """Return the hash of everything that decides a case's result."""
+    return sha256_text(canonical_json(case))
+
+
+def budget_name(budget: int | None) -> str:
+    """Return a budget as the paper writes it."""
+    return "Full" if budget is None else str(budget)
+
+
+def needs(case: AnyCase) -> tuple[str, ...]:
+    """Return the names of the cases that have to be finished before this one."""
+    members = (*case.classifiers, *case.segmenters) if isinstance(case, EnsembleCase) else ()
+    return tuple(case_name(member) for member in members)

@@ -1,0 +1,92 @@
+"""`multimix-sim experiment`: run an experiment, or go on with it, and write its figures and tables."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sim.experiments.suites import ExperimentName, ScaleName
+from sim.terminal import err, explained
+
+if TYPE_CHECKING:
+    from sim.experiments.engine import Done
+    from sim.experiments.record import CaseRecord
+
+EXIT_UNFINISHED = 3
+
+Name = Annotated[
+    ExperimentName,
+    typer.Argument(
+        help="paper: the paper's table. ablation: `modern` with one thing changed. federated: the hospitals' table."
+    ),
+]
+Data = Annotated[Path, typer.Option(envvar="MULTIMIX_DATA", help="Folder with chex224/ and cxr/.")]
+ScaleOption = Annotated[
+    ScaleName, typer.Option(help="cpu: what two cores do in hours. full: for a GPU. smoke: minutes.")
+]
+Out = Annotated[Path, typer.Option(help="Where results are kept: in a folder of the scale and the experiment.")]
+Cache = Annotated[Path, typer.Option(help="Where decoded images are kept.")]
+Workers = Annotated[int, typer.Option(min=1, help="Cases side by side, one torch thread each.")]
+Minutes = Annotated[float | None, typer.Option(min=0, help="Begin no further case after so long; run again to go on.")]
+Only = Annotated[list[str] | None, typer.Option(help="Do this case alone; again for more. --list names them.")]
+Replicates = Annotated[int, typer.Option(min=10, help="Draws of patients for every interval and test.")]
+
+
+def experiment(
+    name: Name,
+    data: Data,
+    scale: ScaleOption = "cpu",
+    out: Out = Path("runs/experiments"),
+    cache: Cache = Path(".multimix"),
+    workers: Workers = min(2, os.cpu_count() or 1),
+    minutes: Minutes = None,
+    only: Only = None,
+    replicates: Replicates = 1000,
+    list_cases: Annotated[bool, typer.Option("--list", help="Name the cases; do nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, progress to stderr.")] = False,
+) -> None:
+    """Train and score every row of an experiment, with intervals and paired tests, and write its tables.
+
+    Finished cases are kept: an experiment that was interrupted, or ran out of --minutes, goes on when run again.
+    Exit codes: 0 finished, 2 the input cannot be used, 3 some cases are left, 130 interrupted.
+    """
+    with explained(interrupted="finished cases are kept; run the same command again"):
+        from sim.experiments.case import case_name  # noqa: PLC0415
+        from sim.experiments.runner import Order, run_experiment  # noqa: PLC0415  (torch)
+
+        order = Order(
+            name=name,
+            scale=scale,
+            data=data.absolute(),
+            out=out,
+            cache=cache.absolute(),
+            workers=workers,
+            minutes=minutes,
+            only=tuple(only or ()),
+            replicates=replicates,
+        )
+        if list_cases:
+            typer.echo("\n".join(case_name(case) for case in order.cases()))
+            return
+        done, summary = run_experiment(order, told=_tell)
+    for case, why in done.failed.items():
+        err.print(f"{case} failed: {why}", soft_wrap=True, markup=False)
+    if as_json:
+        typer.echo(json.dumps(summary.model_dump(mode="json"), indent=1))
+    else:
+        typer.echo(f"{summary.cases} of {summary.cases + len(summary.missing)} cases finished: {order.folder}")
+    if done.failed or summary.missing:
+        raise typer.Exit(EXIT_UNFINISHED)
+
+
+def _tell(record: "CaseRecord", done: "Done") -> None:
+    from sim.experiments.case import case_name  # noqa: PLC0415
+
+    err.print(
+        f"{record.finished.astimezone():%H:%M:%S}  {case_name(record.case)}  trained {record.train_s:.0f} s, "
+        f"scored {record.score_s:.0f} s; {len(done.records)} done",
+        markup=False,
+        highlight=False,
+    )

@@ -1,0 +1,48 @@
+"""Running and scoring one case of a federation: the server's and the sites' own code, in this process.
+
+A hospital alone is a federation of one, with all others held out; pooled is one site that has the images, labels and
+masks of all. So every row of the table is trained by the same code.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from multimix.contract.run_config import RunConfig
+from multimix.data.hospitals import Hospital
+from multimix.data.store import Store
+from multimix.network import MultiMixNetwork
+from multimix.weights import load_model
+from server.checkpoint import FILE as CHECKPOINT
+from server.job import MODEL
+from server.results import Results
+from sim.experiments.scores import Scores, score
+from sim.experiments.sources import ScoredSet
+from sim.run import hospitals_of, simulate
+
+RUN: Final = "run"  # the run folder inside a case's
+
+
+def run_federation(config: RunConfig, folder: Path, *, workers: int) -> tuple[MultiMixNetwork, Results]:
+    """Run the configuration in a folder, or go on with the run that was interrupted there; return model and results."""
+    resume = (folder / CHECKPOINT).exists()
+    results, _ = simulate(config.model_copy(update={"out": str(folder), "resume": resume}), workers=workers)
+    return load_model(folder / MODEL), results
+
+
+def score_everywhere(network: MultiMixNetwork, config: RunConfig) -> dict[str, Scores]:
+    """Score a model at every source: on its test patients, and on all (`/all`) where it was held out."""
+    hospitals = hospitals_of(config)
+    store = hospitals[0].store()
+    return {f"{each.name}/{each.split}": score(network, store, each) for each in sets_of(hospitals, store)}
+
+
+def sets_of(hospitals: tuple[Hospital, ...], store: Store) -> Iterator[ScoredSet]:
+    """Yield what a model trained at the training hospitals is scored on."""
+    for name in np.unique(store.source).tolist():
+        rows = np.flatnonzero(store.source == name)
+        yield ScoredSet(name, "test", rows[store.split[rows] == "test"])
+        if any(each.role == "held-out" and each.name == name for each in hospitals):
+            yield ScoredSet(name, "all", rows)

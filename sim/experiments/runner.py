@@ -1,0 +1,71 @@
+"""One experiment from its name to its files."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sim.experiments.case import AnyCase, case_name
+from sim.experiments.contrasts import contrasts_of
+from sim.experiments.engine import Done, look_up, run_cases
+from sim.experiments.record import CaseRecord
+from sim.experiments.suites import ExperimentName, ScaleName, cases, only
+from sim.experiments.summary import Summary, summarise, write_summary
+from sim.experiments.tables import write_tables
+from sim.experiments.work import Place
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is asked for."""
+
+    name: ExperimentName
+    scale: ScaleName
+    data: Path
+    out: Path
+    cache: Path
+    workers: int = 1
+    minutes: float | None = None
+    only: tuple[str, ...] = ()
+    replicates: int = 1000
+
+    @property
+    def folder(self) -> Path:
+        """Where its cases and files are."""
+        return self.out / self.scale / self.name
+
+    @property
+    def place(self) -> Place:
+        """Where its cases work."""
+        return Place(data=self.data, out=self.folder, cache=self.cache)
+
+    def cases(self) -> list[AnyCase]:
+        """Return what there is to do; RunConfigError `case_unknown`."""
+        everything = cases(self.name, self.scale)
+        return only(everything, list(self.only)) if self.only else everything
+
+
+def run_experiment(
+    order: Order,
+    *,
+    told: Callable[[CaseRecord, Done], None] | None = None,
+) -> tuple[Done, Summary]:
+    """Do what is left of an experiment, then write its summary and tables from all that is finished.
+
+    Raises:
+        InputError: the data cannot be used, a case is not known, or the folder cannot be written.
+    """
+    worked = run_cases(order.cases(), order.place, workers=order.workers, minutes=order.minutes, told=told)
+    everything = cases(order.name, order.scale)
+    done, _ = look_up(everything, order.place)
+    summary = summarise(
+        order.name,
+        order.scale,
+        done.records,
+        lambda name: order.folder / name,
+        contrasts=contrasts_of(order.name),
+        missing=[case_name(case) for case in everything if case_name(case) not in done.records],
+        replicates=order.replicates,
+    )
+    write_summary(summary, order.folder)
+    write_tables(summary, order.folder)
+    return worked, summary

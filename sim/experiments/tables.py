@@ -1,0 +1,198 @@
+"""The tables of an experiment in Markdown, from its summary alone: for docs/experiments.md and the README."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from multimix.files import write_atomically
+from sim.experiments.inference import Estimate
+from sim.experiments.published import Published, beside
+from sim.experiments.summary import RowFigures, Summary
+
+FILE: Final = "tables.md"
+NOT_DONE: Final = "-"
+
+
+class Column(NamedTuple):
+    """A column: its title, where its figure is in a summary, and where in the paper's table."""
+
+    title: str
+    set: str
+    metric: str
+    published: tuple[str, str] | None = None  # in_domain or cross_domain, and metric
+
+
+IN_CLASS: Final = (
+    Column("chex Acc", "chex224/test", "accuracy", ("in_domain", "accuracy")),
+    Column("F1-N", "chex224/test", "f1_normal", ("in_domain", "f1_normal")),
+    Column("F1-P", "chex224/test", "f1_pneumonia", ("in_domain", "f1_pneumonia")),
+    Column("bAcc", "chex224/test", "balanced_accuracy"),
+    Column("AUROC", "chex224/test", "auroc", ("in_domain", "auroc")),
+)
+IN_MASK: Final = (
+    Column("jsrt Dice", "jsrt/test", "dice", ("in_domain", "dice")),
+    Column("HD", "jsrt/test", "hausdorff_px", ("in_domain", "hausdorff_px")),
+    Column("HD95", "jsrt/test", "hausdorff95_px"),
+    Column("SSIM", "jsrt/test", "ssim", ("in_domain", "ssim")),
+)
+CROSS_CLASS: Final = (
+    Column("nih14 Acc", "nih14/test", "accuracy", ("cross_domain", "accuracy")),
+    Column("F1-N", "nih14/test", "f1_normal", ("cross_domain", "f1_normal")),
+    Column("F1-P", "nih14/test", "f1_pneumonia", ("cross_domain", "f1_pneumonia")),
+    Column("bAcc", "nih14/test", "balanced_accuracy"),
+    Column("AUROC", "nih14/test", "auroc", ("cross_domain", "auroc")),
+)
+CROSS_MASK: Final = (
+    Column("montgomery Dice", "montgomery/test", "dice", ("cross_domain", "dice")),
+    Column("HD", "montgomery/test", "hausdorff_px", ("cross_domain", "hausdorff_px")),
+    Column("HD95", "montgomery/test", "hausdorff95_px"),
+    Column("SSIM", "montgomery/test", "ssim", ("cross_domain", "ssim")),
+    Column("shenzhen Dice", "shenzhen/test", "dice"),
+)
+HEALTH: Final = (
+    Column("score spread", "chex224/test", "score_std"),
+    Column("ECE", "chex224/test", "ece"),
+    Column("nih14 spread", "nih14/test", "score_std"),
+    Column("nih14 ECE", "nih14/test", "ece"),
+)
+README: Final = (
+    Column("chex Acc", "chex224/test", "accuracy", ("in_domain", "accuracy")),
+    Column("bAcc", "chex224/test", "balanced_accuracy"),
+    Column("AUROC", "chex224/test", "auroc", ("in_domain", "auroc")),
+    Column("jsrt Dice", "jsrt/test", "dice", ("in_domain", "dice")),
+    Column("montgomery Dice", "montgomery/test", "dice", ("cross_domain", "dice")),
+    Column("shenzhen Dice", "shenzhen/test", "dice"),
+    Column("nih14 Acc", "nih14/test", "accuracy", ("cross_domain", "accuracy")),
+    Column("AUROC", "nih14/test", "auroc", ("cross_domain", "auroc")),
+)
+
+
+def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [header, ["---"] * len(header), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def grid_table(summary: Summary, columns: Sequence[Column], *, intervals: bool = False) -> str:
+    """Return the rows of the paper's grid, cell by cell, with what was published below each.
+
+    A row stands in every cell to which it belongs: one without masks in all cells of its number of labels.
+    """
+    body = []
+    for cell in _cells(summary):
+        for row in summary.rows:
+            if not _belongs(row.group, cell) or not _has(row, columns):
+                continue
+            body.append([row.row, cell, str(len(row.seeds)), *(_figure(row, column, intervals) for column in columns)])
+            if (paper := beside(row.row, row.group)) is not None and row.row != "modern":
+                body.append(["*published*", "", "", *(_published(paper, column) for column in columns)])
+    return markdown(["row", "labels-masks", "seeds", *(column.title for column in columns)], body)
+
+
+def health_table(summary: Summary) -> str:
+    """Return what tells a collapsed or overconfident classifier: spread and calibration of scores, pseudo-labels."""
+    body = [
+        [
+            row.row,
+            row.group,
+            *(_figure(row, column, intervals=False) for column in HEALTH),
+            NOT_DONE if row.pseudo_label_rate is None else f"{row.pseudo_label_rate:.2f}",
+            f"{row.train_s:.0f}",
+        ]
+        for row in summary.rows
+        if _has(row, HEALTH)
+    ]
+    header = ["row", "labels-masks", *(column.title for column in HEALTH), "pseudo-labels accepted", "training s"]
+    return markdown(header, body)
+
+
+def difference_table(summary: Summary) -> str:
+    """Return the planned comparisons."""
+    body = [
+        [
+            f"{each.first} - {each.second}",
+            each.first_group if each.first_group == each.second_group else f"{each.first_group}, {each.second_group}",
+            f"{each.set} {each.metric}",
+            str(len(each.seeds)),
+            f"{each.comparison.difference:+.3f} ({each.comparison.low:+.3f} to {each.comparison.high:+.3f})",
+            f"{each.comparison.p:.3f}",
+            f"{each.p_holm:.3f}",
+        ]
+        for each in summary.differences
+    ]
+    return markdown(["rows", "cell", "figure", "seeds", "difference (95 % interval)", "p", "p, Holm"], body)
+
+
+def site_table(summary: Summary) -> str:
+    """Return every row at every source: the cross-site matrix; AUROC where both classes are, and Dice."""
+    sets = sorted({name for row in summary.rows for name in row.figures if "@" not in name})
+    columns = [
+        Column(f"{name} {title}", name, metric)
+        for name in sets
+        for title, metric in (("AUROC", "auroc"), ("Dice", "dice"))
+        if any(_value(row, Column("", name, metric)) for row in summary.rows)
+    ]
+    body = [
+        [row.row, row.group, *(_figure(row, column, intervals=False) for column in columns)] for row in summary.rows
+    ]
+    return markdown(["row", "group", *(column.title for column in columns)], body)
+
+
+def write_tables(summary: Summary, folder: Path) -> Path:
+    """Write all tables of an experiment and return the file."""
+    parts = [f"# {summary.experiment}, scale {summary.scale}"]
+    if summary.missing:
+        parts.append(f"**Not finished: {len(summary.missing)} cases** ({', '.join(summary.missing)})")
+    if summary.experiment == "federated":
+        parts += ["## Every row at every hospital", site_table(summary)]
+    else:
+        for title, columns in (
+            ("In-domain, class", IN_CLASS),
+            ("In-domain, mask", IN_MASK),
+            ("Cross-domain, class", CROSS_CLASS),
+            ("Cross-domain, mask", CROSS_MASK),
+        ):
+            parts += [f"## {title}", grid_table(summary, columns, intervals=True)]
+        parts += ["## Scores and pseudo-labels", health_table(summary)]
+    if summary.differences:
+        parts += ["## Planned comparisons", difference_table(summary)]
+    path = folder / FILE
+    write_atomically(path, ("\n\n".join(parts) + "\n").encode(), mode=0o644)
+    return path
+
+
+def _cells(summary: Summary) -> list[str]:
+    """Return the cells with both labels and masks, in the order of the rows."""
+    return list(dict.fromkeys(row.group for row in summary.rows if "0" not in row.group.split("-")))
+
+
+def _belongs(group: str, cell: str) -> bool:
+    return all(own in {"0", asked} for own, asked in zip(group.split("-"), cell.split("-"), strict=True))
+
+
+def _has(row: RowFigures, columns: Sequence[Column]) -> bool:
+    return any(_value(row, column) is not None for column in columns)
+
+
+def _value(row: RowFigures, column: Column) -> Estimate | None:
+    estimate = row.figures.get(column.set, {}).get(column.metric)
+    return estimate if estimate is not None and estimate.value is not None else None
+
+
+def _figure(row: RowFigures, column: Column, intervals: bool) -> str:  # noqa: FBT001
+    estimate = _value(row, column)
+    if estimate is None or estimate.value is None:
+        return NOT_DONE
+    digits = 1 if column.metric.startswith("hausdorff") else 3
+    text = f"{estimate.value:.{digits}f}"
+    if intervals and estimate.low is not None and estimate.high is not None:
+        text += f" ({estimate.low:.{digits}f} to {estimate.high:.{digits}f})"
+    return text
+
+
+def _published(paper: Published, column: Column) -> str:
+    if column.published is None:
+        return NOT_DONE
+    part, metric = column.published
+    value = getattr(paper, part).get(metric)
+    return NOT_DONE if value is None else f"{value:.3f}"

@@ -1,0 +1,161 @@
+"""Doing one case: train, score, keep. What an experiment's worker process runs."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from multimix.contract.run_config import RunConfig
+from multimix.data.sampling import union
+from multimix.data.store import Store
+from multimix.network import MultiMixNetwork
+from multimix.training import resolve_device
+from multimix.version import code_version
+from multimix.weights import export, load_model, save_model
+from sim.experiments.baselines import score_baseline
+from sim.experiments.case import AnyCase, BaselineCase, CentralCase, EnsembleCase, FederatedCase, case_name, case_sha256
+from sim.experiments.central import score_case, train_case
+from sim.experiments.ensemble import score_ensemble
+from sim.experiments.federated import RUN, run_federation, score_everywhere, sets_of
+from sim.experiments.record import MODEL, SCORES, CaseRecord, finished, software, write_record
+from sim.experiments.scores import ScoreFile, Scores
+from sim.experiments.sources import paper_store, scored_sets, training_data
+from sim.run import hospitals_of
+
+Told = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the data is, and where results go: a folder for each case below `out`."""
+
+    data: Path  # with chex224/ and cxr/
+    out: Path
+    cache: Path
+    workers: int = 1  # processes of one federation
+
+    def folder(self, case: AnyCase) -> Path:
+        """Return the folder of a case."""
+        return self.out / case_name(case)
+
+    def config(self, case: FederatedCase) -> RunConfig:
+        """Return the configuration of a federation here."""
+        return case.config.model_copy(update={"data": str(self.data / "cxr"), "cache": str(self.cache)})
+
+    def store(self, case: AnyCase) -> Store:
+        """Open, or decode, the images of a case."""
+        if isinstance(case, BaselineCase):
+            return self.store(case.of)
+        if isinstance(case, EnsembleCase):
+            return self.store(case.like)
+        if isinstance(case, CentralCase):
+            return paper_store(self.data, cache=self.cache, image_size=case.image_size)
+        return hospitals_of(self.config(case))[0].store()
+
+
+@dataclass
+class _Outcome:
+    """What a case gave; a baseline has no network."""
+
+    network: MultiMixNetwork | None
+    scores: dict[str, Scores]
+    train_s: float
+    score_s: float
+    losses: dict[str, float] = field(default_factory=dict)
+    pseudo_label_rate: float | None = None
+
+
+def do(case: AnyCase, place: Place, *, told: Told | None = None) -> CaseRecord:
+    """Do a case, or return the record of it if it is done; `told` is how many steps of a central one are finished.
+
+    Raises:
+        InputError: the data or the configuration cannot be used.
+    """
+    folder, store = place.folder(case), place.store(case)
+    if (record := finished(folder, case, store.fingerprint)) is not None:
+        return record
+    folder.mkdir(parents=True, exist_ok=True)
+    outcome = _outcome(case, place, store, folder, told)
+    ScoreFile(outcome.scores).save(folder / SCORES)
+    record = CaseRecord(
+        case=case,
+        case_sha256=case_sha256(case),
+        data_sha256=store.fingerprint,
+        code=code_version(),
+        software=software(),
+        device=str(resolve_device("auto")),
+        finished=datetime.now(UTC),
+        train_s=outcome.train_s,
+        score_s=outcome.score_s,
+        parameters=sum(p.numel() for p in outcome.network.parameters()) if outcome.network else 0,
+        losses=outcome.losses,
+        pseudo_label_rate=outcome.pseudo_label_rate,
+    )
+    write_record(folder, record)
+    return record
+
+
+def _outcome(case: AnyCase, place: Place, store: Store, folder: Path, told: Told | None) -> _Outcome:
+    if isinstance(case, BaselineCase):
+        return _baseline(case, place, store)
+    if isinstance(case, FederatedCase):
+        return _federated(case, place, folder)
+    if isinstance(case, EnsembleCase):
+        return _ensemble(case, place, store)
+    outcome = _central(case, store, told)
+    if outcome.network is not None:
+        save_model(folder / MODEL, export(outcome.network), outcome.network.config, fit="stretch")
+    return outcome
+
+
+def _baseline(case: BaselineCase, place: Place, store: Store) -> _Outcome:
+    started = time.monotonic()
+    if isinstance(case.of, CentralCase):
+        pools = training_data(store, labels=case.of.labels, masks=case.of.masks, seed=case.seed, shared=False).pools
+        sets = list(scored_sets(store))
+    else:
+        hospitals = hospitals_of(place.config(case.of))
+        pools = union([each.pools(store, case.of.config.mask_convention) for each in hospitals])
+        sets = list(sets_of(hospitals, store))
+    return _Outcome(None, score_baseline(case.row, store, pools, sets), train_s=0.0, score_s=time.monotonic() - started)
+
+
+def _ensemble(case: EnsembleCase, place: Place, store: Store) -> _Outcome:
+    started = time.monotonic()
+    classifiers, segmenters = (
+        [load_model(place.folder(member) / RUN / MODEL) for member in members]
+        for members in (case.classifiers, case.segmenters)
+    )
+    sets = sets_of(hospitals_of(place.config(case.like)), store)
+    scores = score_ensemble(classifiers, segmenters, store, list(sets))
+    return _Outcome(None, scores, train_s=0.0, score_s=time.monotonic() - started)
+
+
+def _central(case: CentralCase, store: Store, told: Told | None) -> _Outcome:
+    started = time.monotonic()
+    trained = train_case(case, store, progress=told)
+    middle = time.monotonic()
+    return _Outcome(
+        trained.network,
+        score_case(trained.network, store),
+        train_s=middle - started,
+        score_s=time.monotonic() - middle,
+        losses=trained.training.losses,
+        pseudo_label_rate=trained.training.pseudo_label_rate,
+    )
+
+
+def _federated(case: FederatedCase, place: Place, folder: Path) -> _Outcome:
+    config, started = place.config(case), time.monotonic()
+    network, results = run_federation(config, folder / RUN, workers=place.workers)
+    middle = time.monotonic()
+    last = results.rounds[-1].sites.values()
+    rates = [rate for site in last if (rate := site.losses.get("pseudo_label_rate")) is not None]
+    return _Outcome(
+        network,
+        score_everywhere(network, config),
+        train_s=middle - started,
+        score_s=time.monotonic() - middle,
+        pseudo_label_rate=sum(rates) / len(rates) if rates else None,
+    )
