@@ -7,7 +7,7 @@ export OMP_NUM_THREADS := 1
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: help run test test-slow chaos check format bench clean
+.PHONY: help run test test-slow chaos check format bench experiments clean
 
 help: ## Show the commands.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,13 @@ format: $(VENV)/installed ## Format the code.
 
 bench: $(VENV)/installed ## Measure speed and memory into benchmarks/results.json.
 	$(BIN)/python -m benchmarks
+
+SCALE ?= cpu
+MULTIMIX_DATA ?= ../shared/data
+experiments: $(VENV)/installed ## Train the paper's and the hospitals' tables, hours (SCALE=smoke: minutes), and write README and docs.
+	for name in ablation paper federated scale; do \
+	  $(BIN)/multimix-sim experiment $$name --scale $(SCALE) --data $(MULTIMIX_DATA) --publish || exit; \
+	done
 
 clean: ## Remove what was built and cached, not runs/.
 	rm -rf $(VENV) .multimix *.egg-info .pytest_cache .mypy_cache .ruff_cache

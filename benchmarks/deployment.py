@@ -16,8 +16,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.plain_flower import PlainFlower, plain_flower
+from multimix.processes import descendants
 from tests.deployment.federation import QUICK, Deployment, deployment
-from tests.deployment.processes import descendants
 
 ROUNDS = 6
 _FIRST_LEFT_OUT = 1  # round: what is imported, priced and compiled once

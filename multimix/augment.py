@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from multimix.config import GeometricOperation, PhotometricOperation, ViewConfig
+from multimix.intensity import GREYS, equalised
 from multimix.randomness import derive_seed, stream
 
 _FULL_MAGNITUDE = 30.0
-_GREYS = 256
 
 
 @dataclass(frozen=True)
@@ -132,16 +132,11 @@ def _geometric(operation: GeometricOperation, level: float) -> np.ndarray:
 
 def _autocontrast(x: Tensor, _level: Tensor, _seeds: list[int]) -> Tensor:
     low, high = x.amin(dim=(1, 2, 3), keepdim=True), x.amax(dim=(1, 2, 3), keepdim=True)
-    return (x - low) / (high - low).clamp(min=1.0 / _GREYS)
+    return (x - low) / (high - low).clamp(min=1.0 / GREYS)
 
 
 def _equalize(x: Tensor, _level: Tensor, _seeds: list[int]) -> Tensor:
-    grey = (x * (_GREYS - 1)).round().long().flatten(1)
-    counts = torch.zeros(x.shape[0], _GREYS, dtype=x.dtype, device=x.device)
-    counts.scatter_add_(1, grey, torch.ones_like(grey, dtype=x.dtype))
-    counts[:, 0] = 0.0  # the black around a fitted image is not part of it
-    cumulative = counts.cumsum(1)
-    return (cumulative / cumulative[:, -1:].clamp(min=1.0)).gather(1, grey).view_as(x)
+    return equalised(x)
 
 
 def _brightness(x: Tensor, level: Tensor, _seeds: list[int]) -> Tensor:
@@ -154,7 +149,7 @@ def _contrast(x: Tensor, level: Tensor, _seeds: list[int]) -> Tensor:
 
 
 def _gamma(x: Tensor, level: Tensor, _seeds: list[int]) -> Tensor:
-    return x.clamp(min=1.0 / _GREYS) ** torch.exp(1.2 * level)
+    return x.clamp(min=1.0 / GREYS) ** torch.exp(1.2 * level)
 
 
 def _blurred(x: Tensor) -> Tensor:

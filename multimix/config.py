@@ -52,6 +52,7 @@ class NetworkConfig(Frozen):
 
     # From 32: the deepest level is a sixteenth, and one pixel has no variance to normalise by.
     image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=16)] = 128
+    intensity: Literal["as-is", "equalised"] = "as-is"  # of what the network is shown, views too
     width: Annotated[int, Field(ge=2, le=128)] = 16  # channels of the first block, doubled four times
     norm_affine: bool = False
     standardised: bool = False  # the classifier's features, by constants from public images

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from multimix.config import NetworkConfig
+from multimix.intensity import equalised
 from multimix.randomness import derive_seed, stream
 
 CLASSES = ("normal", "pneumonia")
@@ -161,9 +162,15 @@ class MultiMixNetwork(nn.Module):
             else None
         )
 
+    def shown(self, images: Tensor) -> Tensor:
+        """Return images [n, 1, S, S] with the grey levels that this network reads; their gradient is passed through."""
+        if self.config.intensity == "as-is":
+            return images
+        return images + (equalised(images) - images).detach()
+
     def encode(self, images: Tensor, dropout: Dropout | None = None) -> list[Tensor]:
         """Return the encoder's levels for images [n, 1, S, S]."""
-        levels: list[Tensor] = self.encoder(images, dropout)
+        levels: list[Tensor] = self.encoder(self.shown(images), dropout)
         return levels
 
     def classify(self, levels: list[Tensor]) -> Tensor:

@@ -38,7 +38,7 @@ def view(network: MultiMixNetwork, images: Tensor) -> Viewed:
             levels = network.encode(images)
             logits = network.classify(levels) if network.config.classification else None
             substitute = _substitute(network.config.bridge, images)
-            return Viewed(levels, logits, substitute, _bridge(images, substitute))
+            return Viewed(levels, logits, substitute, _bridge(network.shown(images), substitute))
     # Parameters as constants: autograd then walks back to the image alone.
     constants = {name: value.detach() for name, value in network.named_parameters()}
     pixels = images.clone().requires_grad_()
@@ -48,7 +48,8 @@ def view(network: MultiMixNetwork, images: Tensor) -> Viewed:
     saliency = _scaled(gradient.abs(), network.config.saliency_scale)
     if network.config.bridge == "shuffled":
         saliency = _shuffled(saliency, images)
-    return Viewed([level.detach() for level in levels], logits.detach(), saliency, _bridge(images, saliency))
+    bridge = _bridge(network.shown(images), saliency)
+    return Viewed([level.detach() for level in levels], logits.detach(), saliency, bridge)
 
 
 class _Scored(torch.nn.Module):

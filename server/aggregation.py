@@ -6,7 +6,7 @@ one weight for the whole model. Either way a module that nobody taught keeps its
 1812.06127) differs at the sites only.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,63 +30,79 @@ class Average:
     kept: tuple[str, ...]  # modules that nobody taught
 
 
-def average(previous: Weights, updates: Iterable[Update], *, unlabelled_weight: float) -> Average:
-    """Average the admitted updates of one round, each module by who taught it.
+class RunningAverage:
+    """The average of a round's updates as they come in, so that no update is kept.
 
-    Guarantees: independent of the order of updates; a module without teachers is bit-identical to `previous`.
+    Guarantees: the same bits for the same updates, since they are added in the order of their sites' names; a module
+    that nobody taught is bit-identical to `previous`, and so is an array that one of its module's teachers left out.
     """
-    ordered = sorted(updates, key=lambda update: update.site)
-    present = {module_of(name) for name in previous}
-    shares = {m: _shares({u.site: _weight(u, m, unlabelled_weight) for u in ordered}) for m in MODULES if m in present}
-    result: Weights = {}
-    for name, value in previous.items():
-        teachers = [u for u in ordered if u.site in shares[module_of(name)]]
-        if teachers and all(name in u.weights for u in teachers):
-            result[name] = _mean(value, shares[module_of(name)], {u.site: u.weights[name] for u in teachers})
-        else:
-            result[name] = value  # nobody taught it, or the plan keeps it frozen
-    return _averaged(result, shares)
+
+    def __init__(self, previous: Weights, *, unlabelled_weight: float, weighting: Weighting = "per-module") -> None:
+        """Plain weighting is FedAvg's: one weight a site, by the distinct patients it trained on, for all modules.
+
+        Under it the value that a site received stands for an array that it did not send. It is not for private
+        updates, whose plans fix a weight for each module.
+        """
+        self._previous = previous
+        self._unlabelled_weight = unlabelled_weight
+        self._plain = weighting == "plain"
+        self._present = [m for m in MODULES if m in {module_of(name) for name in previous}]
+        self._weights: dict[str, dict[str, float]] = {module: {} for module in self._present}
+        self._sums: dict[str, np.ndarray] = {}
+        self._incomplete: set[str] = set()  # arrays that a teacher of their module left out
+        self._taught: set[str] = set()  # modules that somebody sent
+        self._last = ""
+
+    def add(self, update: Update) -> None:
+        """Add one admitted update; ValueError unless its site's name is after those added before."""
+        if update.site <= self._last:
+            raise ValueError("updates are added in the order of their sites' names")
+        self._last = update.site
+        self._taught |= {module_of(name) for name in update.weights}
+        weights = {module: self._weight(update, module) for module in self._present}
+        for module, weight in weights.items():
+            if weight > 0.0:
+                self._weights[module][update.site] = weight
+        for name, value in self._previous.items():
+            weight = weights[module_of(name)]
+            if weight <= 0.0:
+                continue
+            if name not in update.weights and not self._plain:
+                self._incomplete.add(name)
+                continue
+            if name not in self._sums:
+                self._sums[name] = np.zeros(value.shape, dtype=np.float64)
+            self._sums[name] += weight * update.weights.get(name, value).astype(np.float64)
+
+    def result(self) -> Average:
+        """Return the average of what was added."""
+        totals = {module: sum(weights.values()) for module, weights in self._weights.items()}
+        kept = tuple(m for m in self._present if not totals[m] or (self._plain and m not in self._taught))
+        result = {
+            name: value
+            if module_of(name) in kept or name in self._incomplete
+            else (self._sums[name] / totals[module_of(name)]).astype(value.dtype)
+            for name, value in self._previous.items()
+        }
+        shares = {
+            module: {site: weight / totals[module] for site, weight in weights.items()}
+            for module, weights in self._weights.items()
+            if module not in kept
+        }
+        return Average(result, shares, kept)
+
+    def _weight(self, update: Update, module: str) -> float:
+        return _patients(update) if self._plain else _weight(update, module, self._unlabelled_weight)
 
 
-def plain_average(previous: Weights, updates: Iterable[Update]) -> Average:
-    """Average the admitted updates of one round as FedAvg does: a site has one share, the same in every module.
-
-    The share follows the distinct patients that took part in the site's training, with a label or without. Where a site
-    sent no array the value that it received stands for it.
-
-    Guarantees: as `average`. Not for private updates, whose plans fix a weight for each module.
-    """
-    ordered = sorted(updates, key=lambda update: update.site)
-    shares = _shares({update.site: _patients(update) for update in ordered})
-    sharing = [update for update in ordered if update.site in shares]
-    taught = {module_of(name) for update in sharing for name in update.weights}
-    result: Weights = {}
-    for name, value in previous.items():
-        if module_of(name) in taught:
-            result[name] = _mean(value, shares, {u.site: u.weights.get(name, value) for u in sharing})
-        else:
-            result[name] = value
-    present = {module_of(name) for name in previous}
-    return _averaged(result, {m: dict(shares) if m in taught else {} for m in MODULES if m in present})
-
-
-def _shares(weights: Mapping[str, float]) -> dict[str, float]:
-    """Return the sites that weigh something and their shares, which sum to 1; none where nobody does."""
-    total = sum(weights.values())
-    return {site: weight / total for site, weight in weights.items() if weight > 0.0}
-
-
-def _mean(previous: np.ndarray, shares: Mapping[str, float], values: Weights) -> np.ndarray:
-    """Return the mean of one array over sites, in the type it had; the order of `values` decides the last bit."""
-    mean = np.zeros(previous.shape, dtype=np.float64)
-    for site, value in values.items():
-        mean += shares[site] * value.astype(np.float64)
-    return mean.astype(previous.dtype)
-
-
-def _averaged(weights: Weights, shares: Mapping[str, dict[str, float]]) -> Average:
-    """Return the average; a module without shares is one that was kept."""
-    return Average(weights, {m: s for m, s in shares.items() if s}, tuple(m for m, s in shares.items() if not s))
+def average(
+    previous: Weights, updates: Iterable[Update], *, unlabelled_weight: float, weighting: Weighting = "per-module"
+) -> Average:
+    """Average the admitted updates of one round, in whatever order they are given; see `RunningAverage`."""
+    running = RunningAverage(previous, unlabelled_weight=unlabelled_weight, weighting=weighting)
+    for update in sorted(updates, key=lambda update: update.site):
+        running.add(update)
+    return running.result()
 
 
 def _weight(update: Update, module: str, unlabelled_weight: float) -> float:
@@ -135,7 +151,7 @@ def order(node: int, arrays: ArrayRecord, plan: ConfigRecord, kind: str) -> Mess
 class ModuleAverage(FedAvg):
     """Flower's FedAvg with the weighting of the run; it asks the nodes it is told to and never waits for absent ones.
 
-    The round loop admits replies first and puts the admitted ones here, by message.
+    The round loop admits replies first and gives the admitted updates to `take_in`, one by one.
     """
 
     def __init__(
@@ -151,8 +167,10 @@ class ModuleAverage(FedAvg):
         self.unlabelled_weight = unlabelled_weight
         self.plans: dict[int, ConfigRecord] = {}  # of this round, by node
         self.previous: Weights = {}
-        self.admitted: dict[int, Update] = {}  # by node
+        self.accepted = 0
         self.result: Average | None = None
+        self._running: RunningAverage | None = None
+        self._kept: list[Update] = []  # under site-level privacy, where the sum is made at once
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -168,21 +186,30 @@ class ModuleAverage(FedAvg):
         del server_round, grid
         return [order(node, arrays, config, MessageType.EVALUATE) for node in self.plans]
 
+    def take_in(self, update: Update) -> None:
+        """Add an admitted update to the average of this round; ValueError unless sites come in the order of names."""
+        self.accepted += 1
+        if self.site_level is not None:
+            self._kept.append(update)
+            return
+        if self._running is None:
+            self._running = RunningAverage(
+                self.previous, unlabelled_weight=self.unlabelled_weight, weighting=self.weighting
+            )
+        self._running.add(update)
+
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average the admitted updates; under site-level privacy even if there is none.
+        """Average the updates taken in; under site-level privacy even if there is none.
 
         Whose update is whose was settled when it was admitted: what a reply says of its sender is the sender's word.
         """
         del server_round, replies
-        updates = list(self.admitted.values())
         if self.site_level is not None:
-            self.result = noised_average(self.previous, updates, self.site_level)
-        elif updates and self.weighting == "plain":
-            self.result = plain_average(self.previous, updates)
-        elif updates:
-            self.result = average(self.previous, updates, unlabelled_weight=self.unlabelled_weight)
+            self.result = noised_average(self.previous, self._kept, self.site_level)
+        elif self._running is not None:
+            self.result = self._running.result()
         else:
             return None, None
-        return array_record(self.result.weights), MetricRecord({"accepted-sites": len(updates)})
+        return array_record(self.result.weights), MetricRecord({"accepted-sites": self.accepted})

@@ -7,7 +7,7 @@ which the node's key was admitted.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from flwr.app import Message, MessageType, RecordDict
@@ -48,10 +48,32 @@ class Federation:
 
     def exchange(self, messages: list[Message], *, deadline_s: float) -> dict[int, Message]:
         """Send messages and return the replies by node, at the latest at the deadline."""
+        return dict(self._replies(messages, deadline_s))
+
+    def answers(
+        self, sites: Iterable[str], messages: list[Message], *, deadline_s: float
+    ) -> Iterator[tuple[str, Message | None]]:
+        """Send messages and yield each site's answer in the order of names, None where there is none by the deadline.
+
+        An answer is yielded as soon as it and those before it are there, so that none has to be kept until the last.
+        """
+        left = sorted(sites)
+        waiting: dict[int, Message] = {}
+        for node, reply in self._replies(messages, deadline_s):
+            waiting[node] = reply
+            while left and self.nodes.get(left[0]) in waiting:
+                site = left.pop(0)
+                yield site, self.reply_of(site, waiting)
+                waiting.pop(self.nodes[site], None)
+        for site in left:
+            yield site, self.reply_of(site, waiting)
+
+    def _replies(self, messages: list[Message], deadline_s: float) -> Iterator[tuple[int, Message]]:
         if self.post is not None:
-            return self.post.exchange(messages, deadline_s=deadline_s)
-        replies = self.grid.send_and_receive(messages, timeout=deadline_s)
-        return {reply.metadata.src_node_id: reply for reply in replies}
+            yield from self.post.exchange(messages, deadline_s=deadline_s).items()
+            return
+        for reply in self.grid.send_and_receive(messages, timeout=deadline_s):
+            yield reply.metadata.src_node_id, reply
 
     def reply_of(self, site: str, replies: dict[int, Message]) -> Message | None:
         """Return a site's reply; None where it gave none, is not there, or was revoked since."""

@@ -154,28 +154,30 @@ def train_round(
     strategy.plans = {federation.nodes[site]: plan_record(signed[site]) for site in present}
     strategy.previous = weights
     messages = strategy.configure_train(round_number, array_record(weights), ConfigRecord(), federation.grid)
-    replies = federation.exchange(list(messages), deadline_s=orders.config.deadline_s)
-    waited = time.perf_counter()
     records: dict[str, SiteRound] = {}
-    admitted: list[Message] = []
-    for site in sites:
-        reply = federation.reply_of(site, replies)
+    admission_s = 0.0
+    for site, reply in federation.answers(sites, list(messages), deadline_s=orders.config.deadline_s):
+        came = time.perf_counter()
         update, records[site] = admitted_reply(
             federation, orders, site, reply, signed=signed[site], round_number=round_number, sent=weights
         )
-        if update is not None and reply is not None:
-            strategy.admitted[federation.nodes[site]] = update
-            admitted.append(reply)
+        if update is not None:
+            strategy.take_in(update)
+        admission_s += time.perf_counter() - came
     checked = time.perf_counter()
     met = sum(site.state == "accepted" for site in records.values()) >= quorum_of(orders.config, len(sites))
     if met:
-        strategy.aggregate_train(round_number, admitted)
+        strategy.aggregate_train(round_number, ())
     averaged = strategy.result
     done = time.perf_counter()
     record = RoundResult(
         round=round_number,
         seconds=done - started,
-        parts={"sites": waited - started, "admission": checked - waited, "aggregation": done - checked},
+        parts={
+            "sites": checked - started - admission_s,
+            "admission": admission_s,
+            "aggregation": done - checked,
+        },
         sites=records,
         module_shares=averaged.shares if averaged else {},
         kept_modules=averaged.kept if averaged else (),

@@ -8,7 +8,8 @@ gives the same bits.
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -74,7 +75,7 @@ class InProcessGrid(Grid):
         return range(_FIRST_NODE, _FIRST_NODE + self._nodes)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Run every order and return the replies that came in time."""
+        """Run every order and yield the replies that came in time, in the order of the orders."""
         orders = list(messages)
         for number, message in enumerate(orders):
             message.metadata.__dict__["_message_id"] = f"in-process-{id(self)}-{number}"
@@ -82,31 +83,34 @@ class InProcessGrid(Grid):
             return self._one_by_one(orders, timeout)
         return self._spread(orders, timeout)
 
-    def _one_by_one(self, orders: list[Message], timeout: float | None) -> list[Message]:
+    def _one_by_one(self, orders: list[Message], timeout: float | None) -> Iterator[Message]:
         """Run the orders here; those not begun by the deadline go unanswered."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        replies = []
         for message in orders:
             if deadline is not None and time.monotonic() > deadline:
                 break
-            replies.append(self._app(message, self._context(message)))
-        return replies
+            yield self._app(message, self._context(message))
 
-    def _spread(self, orders: list[Message], timeout: float | None) -> list[Message]:
+    def _spread(self, orders: list[Message], timeout: float | None) -> Iterator[Message]:
         """Give every order to any free worker; a site has no state between rounds that could matter."""
         if self._pool is None:
             os.environ.setdefault("OMP_NUM_THREADS", "1")
             context = get_context("spawn")
             self._pool = ProcessPoolExecutor(self._workers, mp_context=context, initializer=_leave_interrupts)
-        pool = self._pool
-        futures: list[Future[Message]] = [pool.submit(self._app, message, self._context(message)) for message in orders]
-        done, late = wait(futures, timeout=timeout)
-        for future in late:  # one that has begun, or is next, goes on to its end and keeps its worker
-            future.cancel()
-        replies = [_result(future, order) for future, order in zip(futures, orders, strict=True) if future in done]
-        if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
+        deadline = None if timeout is None else time.monotonic() + timeout
+        # Each future goes as soon as its reply is handed over: a thousand replies need not be in memory at once.
+        futures = deque((self._pool.submit(self._app, order, self._context(order)), order) for order in orders)
+        broken = False
+        while futures:
+            future, order = futures.popleft()
+            wait((future,), timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+            if not future.done():  # it goes on to its end and keeps its worker; one that has not begun does not begin
+                future.cancel()
+                continue
+            broken = broken or isinstance(future.exception(), BrokenProcessPool)
+            yield _result(future, order)
+        if broken:
             self.close()
-        return replies
 
     def _context(self, message: Message) -> Context:
         partition = message.metadata.dst_node_id - _FIRST_NODE

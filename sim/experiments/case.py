@@ -27,6 +27,9 @@ class CentralCase(Frozen):
     method: MethodConfig
     steps: Annotated[int, Field(ge=1)]
     images_per_group: Annotated[int, Field(ge=1)]
+    # A U-Net is trained first, on the masks; the classifier then sees the lungs that it draws, cut out of every image.
+    lungs_by: MethodConfig | None = None
+    lungs_masks: Budget = 0
 
     @property
     def group(self) -> str:
@@ -106,7 +109,30 @@ class EnsembleCase(Frozen):
         return self.like.image_size
 
 
-AnyCase = CentralCase | FederatedCase | BaselineCase | EnsembleCase
+class ScaleCase(Frozen):
+    """A short run of many simulated sites, for what a round takes; nothing is scored."""
+
+    kind: Literal["scale"] = "scale"
+    row: Literal["in-process", "ray"]
+    config: RunConfig
+
+    @property
+    def group(self) -> str:
+        """How many sites."""
+        return f"{self.config.dirichlet_sites}-sites"
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        return self.config.seed
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+        return self.config.image_size
+
+
+AnyCase = CentralCase | FederatedCase | BaselineCase | EnsembleCase | ScaleCase
 Case = Annotated[AnyCase, Field(discriminator="kind")]
 
 

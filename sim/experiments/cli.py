@@ -19,7 +19,8 @@ EXIT_UNFINISHED = 3
 Name = Annotated[
     ExperimentName,
     typer.Argument(
-        help="paper: the paper's table. ablation: `modern` with one thing changed. federated: the hospitals' table."
+        help="paper: the paper's table. ablation: `modern` with one thing changed. federated: the hospitals' table. "
+        "scale: what a round of up to 1,000 sites takes."
     ),
 ]
 Data = Annotated[Path, typer.Option(envvar="MULTIMIX_DATA", help="Folder with chex224/ and cxr/.")]
@@ -32,6 +33,7 @@ Workers = Annotated[int, typer.Option(min=1, help="Cases side by side, one torch
 Minutes = Annotated[float | None, typer.Option(min=0, help="Begin no further case after so long; run again to go on.")]
 Only = Annotated[list[str] | None, typer.Option(help="Do this case alone; again for more. --list names them.")]
 Replicates = Annotated[int, typer.Option(min=10, help="Draws of patients for every interval and test.")]
+Publish = Annotated[bool, typer.Option(help="Write figures and tables into README and docs of this checkout.")]
 
 
 def experiment(
@@ -44,6 +46,7 @@ def experiment(
     minutes: Minutes = None,
     only: Only = None,
     replicates: Replicates = 1000,
+    publish: Publish = False,
     list_cases: Annotated[bool, typer.Option("--list", help="Name the cases; do nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, progress to stderr.")] = False,
 ) -> None:
@@ -54,6 +57,7 @@ def experiment(
     """
     with explained(interrupted="finished cases are kept; run the same command again"):
         from sim.experiments.case import case_name  # noqa: PLC0415
+        from sim.experiments.publish import publish as write_into  # noqa: PLC0415
         from sim.experiments.runner import Order, run_experiment  # noqa: PLC0415  (torch)
 
         order = Order(
@@ -71,6 +75,8 @@ def experiment(
             typer.echo("\n".join(case_name(case) for case in order.cases()))
             return
         done, summary = run_experiment(order, told=_tell)
+        if publish:
+            write_into(summary, Path.cwd())
     for case, why in done.failed.items():
         err.print(f"{case} failed: {why}", soft_wrap=True, markup=False)
     if as_json:

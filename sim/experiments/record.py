@@ -10,6 +10,8 @@ from pydantic import AwareDatetime, Field, ValidationError
 from multimix.config import Frozen
 from multimix.files import write_atomically
 from sim.experiments.case import AnyCase, Case, case_sha256
+from sim.experiments.convergence import Convergence
+from sim.experiments.scaling import Scaling
 
 RECORD, SCORES, MODEL = "run.json", "scores.npz", "model.safetensors"
 _PACKAGES: Final = ("torch", "numpy", "flwr", "opacus")
@@ -31,6 +33,8 @@ class CaseRecord(Frozen):
     parameters: int
     losses: dict[str, float] = Field(default_factory=dict)
     pseudo_label_rate: float | None = None  # of the unlabelled views, how many were confident
+    scaling: Scaling | None = None
+    convergence: dict[str, Convergence] = Field(default_factory=dict)  # of a federation, by validation figure
 
 
 def software() -> dict[str, str]:

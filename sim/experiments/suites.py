@@ -6,9 +6,19 @@ from typing import Final, Literal
 from multimix.config import Frozen, MethodConfig, RowName, preset, row
 from multimix.contract.run_config import Scalar, read_run_config
 from multimix.errors import RunConfigError
-from sim.experiments.case import AnyCase, BaselineCase, Budget, CentralCase, EnsembleCase, FederatedCase, Row, case_name
+from sim.experiments.case import (
+    AnyCase,
+    BaselineCase,
+    Budget,
+    CentralCase,
+    EnsembleCase,
+    FederatedCase,
+    Row,
+    ScaleCase,
+    case_name,
+)
 
-ExperimentName = Literal["paper", "ablation", "federated"]
+ExperimentName = Literal["paper", "ablation", "federated", "scale"]
 ScaleName = Literal["smoke", "cpu", "full"]
 Cell = tuple[Budget, Budget]  # labels, masks
 
@@ -47,6 +57,7 @@ class Scale(Frozen):
     local_steps: int
     labels_each: int = 200  # of a hospital that has labels
     masks_each: int = 50
+    many_sites: tuple[tuple[int, int], ...] = ((10, 16), (100, 16), (1000, 4))  # and the network's width
 
 
 _FULL_GRID: Final[tuple[Cell, ...]] = tuple((labels, masks) for labels in (100, 1000, None) for masks in (10, 50, None))
@@ -64,6 +75,7 @@ SCALES: Final[dict[ScaleName, Scale]] = {
         local_steps=1,
         labels_each=4,
         masks_each=2,
+        many_sites=((3, 2),),
     ),
     "cpu": Scale(
         image_size=96,
@@ -93,6 +105,8 @@ def cases(name: ExperimentName, scale: ScaleName) -> list[AnyCase]:
     """Return the cases of an experiment, the most telling first."""
     if name == "federated":
         return list(_federated(SCALES[scale]))
+    if name == "scale":
+        return list(_scale(SCALES[scale]))
     return list(_paper(SCALES[scale]) if name == "paper" else _ablation(SCALES[scale]))
 
 
@@ -143,6 +157,10 @@ def _ablation(scale: Scale) -> Iterator[CentralCase]:
         document = modern.model_dump()
         document[section].update(changes)
         yield _central(name, MethodConfig.model_validate(document), scale, scale.cells[0], scale.seeds[0])
+    classes, masks = row("enc-ssl", modern), row("u-net", modern)
+    yield _central("class-only", classes, scale, scale.cells[0], scale.seeds[0])
+    cut = _central("class-only-lungs", classes, scale, scale.cells[0], scale.seeds[0])
+    yield cut.model_copy(update={"lungs_by": masks, "lungs_masks": scale.cells[0][1]})
 
 
 ABLATIONS: Final[tuple[tuple[Row, str, dict[str, object]], ...]] = (
@@ -152,6 +170,8 @@ ABLATIONS: Final[tuple[tuple[Row, str, dict[str, object]], ...]] = (
     ("threshold-095", "objective", {"confidence_threshold": 0.95}),
     ("student-teacher", "objective", {"teacher": "student"}),
     ("unshared-unlabelled", "objective", {"share_unlabelled": False}),
+    ("as-is-intensity", "network", {"intensity": "as-is"}),
+    ("equalised-intensity", "network", {"intensity": "equalised"}),
     ("raw-saliency", "network", {"saliency_scale": "raw"}),
     ("no-affine", "network", {"norm_affine": False}),
 )
@@ -162,6 +182,7 @@ MASKED: Final = ("jsrt", "shenzhen", "montgomery")
 UNLABELLED: Final = ("cohen",)
 EVERYONE: Final = (*LABELLED, *MASKED, *UNLABELLED)
 HELD_OUT: Final = ("montgomery", "nih14", "shenzhen")
+MOST_IN_RAY: Final = 100
 CONVENTION: Final = "mediastinum_excluded"
 
 
@@ -225,6 +246,23 @@ def _run(
     }
     config = read_run_config({**values, **(changes or {})})
     return FederatedCase(row=name, group=group or "without-" + "-".join(sorted(held_out)), config=config)
+
+
+def _scale(scale: Scale) -> Iterator[ScaleCase]:
+    for sites, width in scale.many_sites:
+        for row_name in ("in-process", "ray"):
+            if row_name == "in-process" or sites <= MOST_IN_RAY:
+                values: dict[str, Scalar] = {
+                    "title": f"{sites} sites, {row_name}",
+                    "image-size": 64,
+                    "width": width,
+                    "rounds": 3,
+                    "local-steps": 1,
+                    "images-per-group": 1,
+                    "dirichlet-sites": sites,
+                    "pictures": 0,
+                }
+                yield ScaleCase(row=row_name, config=read_run_config(values))
 
 
 def only(chosen: list[AnyCase], names: list[str]) -> list[AnyCase]:

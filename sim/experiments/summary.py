@@ -8,8 +8,10 @@ from typing import Final
 
 from multimix.config import Frozen
 from multimix.files import write_atomically
+from sim.experiments.convergence import Convergence
 from sim.experiments.inference import STATISTICS, Comparison, Estimate, compare, estimate, holm
 from sim.experiments.record import SCORES, CaseRecord
+from sim.experiments.scaling import Scaling
 from sim.experiments.scores import ScoreFile, Scores
 
 CLASS_METRICS: Final = ("accuracy", "balanced_accuracy", "auroc", "f1_normal", "f1_pneumonia", "score_std", "ece")
@@ -29,6 +31,8 @@ class RowFigures(Frozen):
     parameters: int
     train_s: float  # mean over seeds
     pseudo_label_rate: float | None
+    convergence: dict[str, Convergence]  # of the first seed
+    scaling: Scaling | None = None
 
 
 class Difference(Frozen):
@@ -131,6 +135,8 @@ def _row(group: str, row: str, finished: Sequence[_Finished], replicates: int) -
         parameters=finished[0].record.parameters,
         train_s=sum(each.record.train_s for each in finished) / len(finished),
         pseudo_label_rate=sum(rates) / len(rates) if rates else None,
+        convergence=finished[0].record.convergence,
+        scaling=finished[0].record.scaling,
     )
 
 

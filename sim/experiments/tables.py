@@ -106,6 +106,45 @@ def health_table(summary: Summary) -> str:
     return markdown(header, body)
 
 
+def convergence_table(summary: Summary) -> str:
+    """Return after how many rounds, and bytes of weights, a federation had 95 % of its last validation figures."""
+    body = [
+        [row.row, row.group, metric, f"{found.last:.3f}", str(found.rounds), f"{found.sent_bytes / 2**20:.0f}"]
+        for row in summary.rows
+        for metric, found in sorted(row.convergence.items())
+    ]
+    return markdown(["row", "group", "validation", "last", "rounds to 95 %", "MiB sent until then"], body)
+
+
+def scaling_table(summary: Summary) -> str:
+    """Return what a round of many sites takes."""
+    body = [
+        [
+            str(each.sites),
+            row.row,
+            f"{row.parameters:,}" if row.parameters else NOT_DONE,
+            f"{each.round_s:.1f}",
+            f"{1000 * each.round_s / each.sites:.0f}",
+            f"{each.round_s - each.sites_s:.2f}",
+            f"{each.peak_mib:.0f}",
+        ]
+        for row in summary.rows
+        if (each := row.scaling) is not None
+    ]
+    header = ["sites", "engine", "parameters", "s a round", "ms a site", "of the round, server s", "peak MiB"]
+    return markdown(header, body)
+
+
+def origin(summary: Summary) -> str:
+    """Say in a sentence where the figures come from."""
+    missing = f" **{len(summary.missing)} cases are not finished.**" if summary.missing else ""
+    return (
+        f"`multimix-sim experiment {summary.experiment} --scale {summary.scale}`: {summary.cases} models on "
+        f"{', '.join(summary.devices)}, {summary.compute_s / 3600:.1f} h of compute, torch "
+        f"{summary.software.get('torch', '?')}, code {', '.join(summary.code)}.{missing}"
+    )
+
+
 def difference_table(summary: Summary) -> str:
     """Return the planned comparisons."""
     body = [
@@ -143,8 +182,11 @@ def write_tables(summary: Summary, folder: Path) -> Path:
     parts = [f"# {summary.experiment}, scale {summary.scale}"]
     if summary.missing:
         parts.append(f"**Not finished: {len(summary.missing)} cases** ({', '.join(summary.missing)})")
-    if summary.experiment == "federated":
+    if summary.experiment == "scale":
+        parts.append(scaling_table(summary))
+    elif summary.experiment == "federated":
         parts += ["## Every row at every hospital", site_table(summary)]
+        parts += ["## Rounds and bytes", convergence_table(summary)]
     else:
         for title, columns in (
             ("In-domain, class", IN_CLASS),

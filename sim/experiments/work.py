@@ -1,11 +1,13 @@
 """Doing one case: train, score, keep. What an experiment's worker process runs."""
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from multimix.config import MethodConfig
 from multimix.contract.run_config import RunConfig
 from multimix.data.sampling import union
 from multimix.data.store import Store
@@ -14,11 +16,23 @@ from multimix.training import resolve_device
 from multimix.version import code_version
 from multimix.weights import export, load_model, save_model
 from sim.experiments.baselines import score_baseline
-from sim.experiments.case import AnyCase, BaselineCase, CentralCase, EnsembleCase, FederatedCase, case_name, case_sha256
+from sim.experiments.case import (
+    AnyCase,
+    BaselineCase,
+    CentralCase,
+    EnsembleCase,
+    FederatedCase,
+    ScaleCase,
+    case_name,
+    case_sha256,
+)
 from sim.experiments.central import score_case, train_case
+from sim.experiments.convergence import Convergence, convergence
 from sim.experiments.ensemble import score_ensemble
 from sim.experiments.federated import RUN, run_federation, score_everywhere, sets_of
+from sim.experiments.lungs import cut_to_lungs
 from sim.experiments.record import MODEL, SCORES, CaseRecord, finished, software, write_record
+from sim.experiments.scaling import Scaling, measure
 from sim.experiments.scores import ScoreFile, Scores
 from sim.experiments.sources import paper_store, scored_sets, training_data
 from sim.run import hospitals_of
@@ -39,7 +53,7 @@ class Place:
         """Return the folder of a case."""
         return self.out / case_name(case)
 
-    def config(self, case: FederatedCase) -> RunConfig:
+    def config(self, case: FederatedCase | ScaleCase) -> RunConfig:
         """Return the configuration of a federation here."""
         return case.config.model_copy(update={"data": str(self.data / "cxr"), "cache": str(self.cache)})
 
@@ -64,6 +78,8 @@ class _Outcome:
     score_s: float
     losses: dict[str, float] = field(default_factory=dict)
     pseudo_label_rate: float | None = None
+    convergence: dict[str, Convergence] = field(default_factory=dict)
+    scaling: Scaling | None = None
 
 
 def do(case: AnyCase, place: Place, *, told: Told | None = None) -> CaseRecord:
@@ -91,6 +107,8 @@ def do(case: AnyCase, place: Place, *, told: Told | None = None) -> CaseRecord:
         parameters=sum(p.numel() for p in outcome.network.parameters()) if outcome.network else 0,
         losses=outcome.losses,
         pseudo_label_rate=outcome.pseudo_label_rate,
+        convergence=outcome.convergence,
+        scaling=outcome.scaling,
     )
     write_record(folder, record)
     return record
@@ -103,9 +121,23 @@ def _outcome(case: AnyCase, place: Place, store: Store, folder: Path, told: Told
         return _federated(case, place, folder)
     if isinstance(case, EnsembleCase):
         return _ensemble(case, place, store)
-    outcome = _central(case, store, told)
+    if isinstance(case, ScaleCase):
+        return _scaling(case, place, folder)
+    outcome = _on_lungs(case, case.lungs_by, place, store) if case.lungs_by is not None else _central(case, store, told)
     if outcome.network is not None:
         save_model(folder / MODEL, export(outcome.network), outcome.network.config, fit="stretch")
+    return outcome
+
+
+def _on_lungs(case: CentralCase, lungs_by: MethodConfig, place: Place, store: Store) -> _Outcome:
+    """Train the U-Net, cut, then do the case on what was cut."""
+    started = time.monotonic()
+    first = case.model_copy(update={"method": lungs_by, "labels": 0, "masks": case.lungs_masks, "lungs_by": None})
+    network = train_case(first, store).network
+    with cut_to_lungs(store, network, place.cache) as lungs:
+        drawn = time.monotonic()
+        outcome = _central(case, lungs, None)
+    outcome.train_s += drawn - started
     return outcome
 
 
@@ -119,6 +151,14 @@ def _baseline(case: BaselineCase, place: Place, store: Store) -> _Outcome:
         pools = union([each.pools(store, case.of.config.mask_convention) for each in hospitals])
         sets = list(sets_of(hospitals, store))
     return _Outcome(None, score_baseline(case.row, store, pools, sets), train_s=0.0, score_s=time.monotonic() - started)
+
+
+def _scaling(case: ScaleCase, place: Place, folder: Path) -> _Outcome:
+    started = time.monotonic()
+    for old in folder.glob("run*"):  # of a run that was interrupted
+        shutil.rmtree(old)
+    scaling = measure(place.config(case), case.row, folder)
+    return _Outcome(None, {}, train_s=time.monotonic() - started, score_s=0.0, scaling=scaling)
 
 
 def _ensemble(case: EnsembleCase, place: Place, store: Store) -> _Outcome:
@@ -158,4 +198,5 @@ def _federated(case: FederatedCase, place: Place, folder: Path) -> _Outcome:
         train_s=middle - started,
         score_s=time.monotonic() - middle,
         pseudo_label_rate=sum(rates) / len(rates) if rates else None,
+        convergence=convergence(results, network),
     )

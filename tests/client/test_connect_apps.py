@@ -10,8 +10,7 @@ from flwr.supercore.inflatable import inflatable_utils
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
 
 from client.app_starter import PROGRAM, put_in_place, wait_less
-from multimix.processes import environment
-from tests.deployment.processes import descendants
+from multimix.processes import descendants, environment
 
 LOST = ("--runtime-api-address", "127.0.0.1:1", "--token", "none", "--insecure")  # asks for work for ever
 

@@ -9,22 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-
-def descendants(pid: int) -> list[int]:
-    """Return the processes that a process started, and those that they did, the nearest first."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with suppress(OSError):
-                # After the name, which may hold blanks and brackets: state, then the parent.
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                children.setdefault(parent, []).append(int(entry.name))
-    found, waiting = [], [pid]
-    while waiting:
-        below = children.get(waiting.pop(0), [])
-        found += below
-        waiting += below
-    return found
+from multimix.processes import descendants
 
 
 def those_that_are(pid: int, program: str) -> list[int]:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from multimix.processes import descendants
 from tests.deployment.hosts import unavailable
-from tests.deployment.processes import descendants
 
 DOC = Path(__file__).parents[2] / "docs" / "deploy.md"
 BLOCKS = re.compile(r"```bash\n(.*?)```", re.DOTALL)

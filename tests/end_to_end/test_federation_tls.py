@@ -13,11 +13,12 @@ from flwr.proto.fleet_pb2 import ActivateNodeRequest
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from multimix.contract.node_key import as_flower_keeps_it
+from multimix.processes import descendants
 from server.nodes import list_nodes, local_address, trusted
 from server.overview import overview
 from server.provision.admission import revoke
 from tests.connected_sites import again, connect_command, federation, joined, running, server_command, server_running
-from tests.deployment.processes import descendants, those_that_are, wait_until
+from tests.deployment.processes import those_that_are, wait_until
 from tests.nginx import NGINX, nginx_before
 from tests.orthanc import free_port
 

@@ -1,3 +1,5 @@
+import gc
+import weakref
 from dataclasses import replace
 from itertools import zip_longest
 
@@ -13,7 +15,7 @@ from multimix.contract.messages import MODULES, Teachers, TrainReport
 from multimix.contract.records import unpack_arrays
 from multimix.privacy.central import SiteLevel
 from server.admission import Update
-from server.aggregation import ModuleAverage, SiteLevelRound, average, noised_average, plain_average
+from server.aggregation import ModuleAverage, RunningAverage, SiteLevelRound, average, noised_average
 
 NAMES = ("encoder.a", "classifier.b", "decoder.c")
 FLOATS = st.floats(-(2.0**100), 2.0**100, width=32)
@@ -159,7 +161,7 @@ def test_the_strategy_asks_the_nodes_it_is_told_to_and_averages_only_admitted_re
         (4, MessageType.TRAIN),
         (7, MessageType.TRAIN),
     ]
-    strategy.admitted = {4: _update("a", weights(3.0), (5, 0))}
+    strategy.take_in(_update("a", weights(3.0), (5, 0)))
     replies = [Message(RecordDict(), reply_to=order) for order in orders]
     averaged, metrics = strategy.aggregate_train(1, replies)
     assert metrics["accepted-sites"] == 1
@@ -191,7 +193,7 @@ NO_DECODER = _update(
 
 
 def test_plain_averaging_counts_each_patient_of_a_site_once_in_every_module():
-    new = plain_average(weights(3.0), [BOTH_TASKS, NO_DECODER])
+    new = average(weights(3.0), [BOTH_TASKS, NO_DECODER], unlabelled_weight=0.1, weighting="plain")
     for name in ("encoder.a", "classifier.b"):
         np.testing.assert_allclose(new.weights[name], (40 * 1 + 8 * 5) / 48, rtol=1e-7)
     assert new.shares == {module: {"both": 40 / 48, "labels": 8 / 48} for module in MODULES}
@@ -199,20 +201,22 @@ def test_plain_averaging_counts_each_patient_of_a_site_once_in_every_module():
 
 
 def test_in_plain_averaging_what_a_site_received_stands_for_what_it_did_not_train():
-    new = plain_average(weights(3.0), [BOTH_TASKS, NO_DECODER])
+    new = average(weights(3.0), [BOTH_TASKS, NO_DECODER], unlabelled_weight=0.1, weighting="plain")
     np.testing.assert_allclose(new.weights["decoder.c"], (40 * 1 + 8 * 3) / 48, rtol=1e-7)
 
 
 def test_in_plain_averaging_a_module_that_no_site_trained_keeps_its_bytes_and_is_reported():
     previous = weights(0.1)
     previous["decoder.c"][:] = [-0.0, 1e-45, 0.1]  # bits that arithmetic would lose
-    new = plain_average(previous, [NO_DECODER, replace(NO_DECODER, site="other")])
+    new = average(previous, [NO_DECODER, replace(NO_DECODER, site="other")], unlabelled_weight=0.1, weighting="plain")
     assert new.weights["decoder.c"].tobytes() == previous["decoder.c"].tobytes()
     assert (new.kept, set(new.shares)) == (("decoder",), {"encoder", "classifier"})
 
 
 def test_plain_averaging_of_sites_without_patients_changes_nothing():
-    new = plain_average(weights(2.0), [_update("a", weights(9.0), {"classifier": (5, 0)})])
+    new = average(
+        weights(2.0), [_update("a", weights(9.0), {"classifier": (5, 0)})], unlabelled_weight=0.1, weighting="plain"
+    )
     assert new.kept == MODULES
     assert all((new.weights[name] == 2.0).all() for name in NAMES)
 
@@ -226,7 +230,7 @@ def test_in_plain_averaging_the_order_of_replies_changes_no_bit(updates, random,
     updates = [_without(update, names) for update, names in zip_longest(updates, missing[: len(updates)], fillvalue=())]
     shuffled = list(updates)
     random.shuffle(shuffled)
-    one, other = (plain_average(ONES, some) for some in (updates, shuffled))
+    one, other = (average(ONES, some, unlabelled_weight=0.1, weighting="plain") for some in (updates, shuffled))
     assert (one.shares, one.kept) == (other.shares, other.kept)
     assert {n: v.tobytes() for n, v in one.weights.items()} == {n: v.tobytes() for n, v in other.weights.items()}
 
@@ -234,7 +238,9 @@ def test_in_plain_averaging_the_order_of_replies_changes_no_bit(updates, random,
 @pytest.mark.parametrize(("weighting", "decoder"), [("per-module", 1.0), ("plain", (40 * 1 + 8 * 3) / 48)])
 def test_the_strategy_averages_as_the_run_is_configured(weighting, decoder):
     strategy = ModuleAverage(unlabelled_weight=0.1, weighting=weighting)
-    strategy.previous, strategy.admitted = weights(3.0), {1: BOTH_TASKS, 2: NO_DECODER}
+    strategy.previous = weights(3.0)
+    strategy.take_in(BOTH_TASKS)
+    strategy.take_in(NO_DECODER)
     averaged, _ = strategy.aggregate_train(1, [])
     np.testing.assert_allclose(unpack_arrays(averaged)["decoder.c"], decoder, rtol=1e-7)
 
@@ -288,3 +294,19 @@ def test_the_strategy_under_site_level_privacy_gives_noise_without_a_reply():
     averaged, metrics = strategy.aggregate_train(1, [])
     assert metrics["accepted-sites"] == 0
     assert (unpack_arrays(averaged)["encoder.a"] != 1.0).all()
+
+
+def test_a_running_average_takes_sites_in_the_order_of_their_names():
+    running = RunningAverage(weights(), unlabelled_weight=0.1)
+    running.add(_update("b", weights(1.0), (5, 0)))
+    with pytest.raises(ValueError, match="order"):
+        running.add(_update("a", weights(1.0), (5, 0)))
+
+
+def test_a_running_average_keeps_no_update():
+    running, update = RunningAverage(weights(), unlabelled_weight=0.1), _update("a", weights(1.0), (5, 0))
+    running.add(update)
+    gone = weakref.ref(update)
+    del update
+    gc.collect()
+    assert gone() is None

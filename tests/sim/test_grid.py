@@ -37,7 +37,7 @@ def _orders(grid, *tasks):
 
 def _told(*tasks, grid, timeout=None):
     """The replies by the place of their task."""
-    replies = grid.send_and_receive(_orders(grid, *tasks), timeout=timeout)
+    replies = list(grid.send_and_receive(_orders(grid, *tasks), timeout=timeout))
     first = min(grid.get_node_ids())
     return {reply.metadata.src_node_id - first: reply for reply in replies}
 
@@ -60,7 +60,7 @@ def test_every_node_is_one_hospital_answered_here_without_workers():
 def test_replies_name_their_node_and_the_order_they_answer():
     grid = InProcessGrid({}, nodes=2, app=says_where)
     orders = _orders(grid)
-    replies = grid.send_and_receive(orders)
+    replies = list(grid.send_and_receive(orders))
     assert [r.metadata.src_node_id for r in replies] == [o.metadata.dst_node_id for o in orders]
     assert [r.metadata.reply_to_message_id for r in replies] == [o.metadata.message_id for o in orders]
     assert orders[0].metadata.message_id != orders[1].metadata.message_id
@@ -74,7 +74,7 @@ def test_the_app_gets_the_run_configuration():
             RecordDict({"seed": ConfigRecord({"is": context.run_config["seed"]})}), reply_to=message
         ),
     )
-    (reply,) = grid.send_and_receive(_orders(grid))
+    (reply,) = list(grid.send_and_receive(_orders(grid)))
     assert reply.content["seed"]["is"] == 7
 
 
