@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
-from sim.experiments.suites import HELD_OUT, LABELLED, MASKED, ExperimentName
+from sim.experiments.suites import ABLATIONS, HELD_OUT, LABELLED, MASKED, ExperimentName
 from sim.experiments.summary import Contrast
 
 CHEX, NIH = ("chex224/test", "auroc"), ("nih14/test", "auroc")
@@ -27,7 +27,16 @@ def contrasts_of(experiment: ExperimentName) -> tuple[Contrast, ...]:
     """Return the planned comparisons of an experiment."""
     if experiment == "paper":
         return PAPER
+    if experiment == "ablation":
+        return tuple(_ablation())
     return tuple(_federated()) if experiment == "federated" else ()
+
+
+def _ablation() -> Iterator[Contrast]:
+    for name, _, _ in ABLATIONS:
+        yield Contrast(name, "modern", BOTH)
+    for name in ("class-only-lungs", "class-only-lungs-equalised"):
+        yield Contrast(name, "class-only", (CHEX, NIH))
 
 
 def _federated() -> Iterator[Contrast]:

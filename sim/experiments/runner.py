@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from sim.experiments.case import AnyCase, case_name
 from sim.experiments.contrasts import contrasts_of
@@ -12,6 +13,8 @@ from sim.experiments.suites import ExperimentName, ScaleName, cases, only
 from sim.experiments.summary import Summary, summarise, write_summary
 from sim.experiments.tables import write_tables
 from sim.experiments.work import Place
+
+CASES: Final = "cases"
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,13 @@ class Order:
 
     @property
     def folder(self) -> Path:
-        """Where its cases and files are."""
+        """Where its files are."""
         return self.out / self.scale / self.name
 
     @property
     def place(self) -> Place:
-        """Where its cases work."""
-        return Place(data=self.data, out=self.folder, cache=self.cache)
+        """Where its cases work: experiments of a scale share them, so none is done twice."""
+        return Place(data=self.data, out=self.out / self.scale / CASES, cache=self.cache)
 
     def cases(self) -> list[AnyCase]:
         """Return what there is to do; RunConfigError `case_unknown`."""
@@ -61,7 +64,7 @@ def run_experiment(
         order.name,
         order.scale,
         done.records,
-        lambda name: order.folder / name,
+        lambda name: order.place.out / name,
         contrasts=contrasts_of(order.name),
         missing=[case_name(case) for case in everything if case_name(case) not in done.records],
         replicates=order.replicates,

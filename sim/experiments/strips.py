@@ -37,12 +37,14 @@ class Strip:
 def case_strips(folder: Path, store: Store, sets: Sequence[str]) -> tuple[Strip, ...]:
     """Return the strips of a finished case, set by set (source/split); none of a case that keeps no model.
 
+    Nor of one whose model sees images cut to their lungs: the store has them whole.
+
     Raises:
         InputError: `model_unreadable`.
     """
     record = read_record(folder)
     model = next((path for path in (folder / MODEL, folder / RUN / MODEL) if path.exists()), None)
-    if record is None or model is None:
+    if record is None or model is None or getattr(record.case, "lungs_by", None) is not None:
         return ()
     network, scores = load_model(model), ScoreFile.load(folder / SCORES).scores
     title = f"{record.case.row} {record.case.group}"

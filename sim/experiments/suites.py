@@ -151,16 +151,30 @@ def _central(name: Row, method: MethodConfig, scale: Scale, cell: Cell, seed: in
 
 
 def _ablation(scale: Scale) -> Iterator[CentralCase]:
-    """Yield `modern` with one thing changed, in the first cell."""
-    modern = preset("modern", image_size=scale.image_size, width=scale.width)
+    """Yield `modern` and, with one thing changed, its variants, in the first cell."""
+    modern, cell, seed = _methods(scale)["modern"], scale.cells[0], scale.seeds[0]
+    yield _central("modern", modern, scale, cell, seed)
     for name, section, changes in ABLATIONS:
-        document = modern.model_dump()
-        document[section].update(changes)
-        yield _central(name, MethodConfig.model_validate(document), scale, scale.cells[0], scale.seeds[0])
-    classes, masks = row("enc-ssl", modern), row("u-net", modern)
-    yield _central("class-only", classes, scale, scale.cells[0], scale.seeds[0])
-    cut = _central("class-only-lungs", classes, scale, scale.cells[0], scale.seeds[0])
-    yield cut.model_copy(update={"lungs_by": masks, "lungs_masks": scale.cells[0][1]})
+        yield _central(name, _changed(modern, section, changes), scale, cell, seed)
+    yield from _lungs(modern, scale, cell, seed)
+
+
+def _changed(method: MethodConfig, section: str, changes: dict[str, object]) -> MethodConfig:
+    document = method.model_dump()
+    document[section].update(changes)
+    return MethodConfig.model_validate(document)
+
+
+def _lungs(modern: MethodConfig, scale: Scale, cell: Cell, seed: int) -> Iterator[CentralCase]:
+    """Yield the classifier alone, on whole images, on lungs cut out by a U-Net, and on these with standard greys."""
+    alone = row("enc-ssl", modern)
+    yield _central("class-only", alone, scale, cell, seed)
+    for name, method in (
+        ("class-only-lungs", alone),
+        ("class-only-lungs-equalised", _changed(alone, "network", {"intensity": "equalised"})),
+    ):
+        case = _central(name, method, scale, cell, seed)
+        yield case.model_copy(update={"lungs_by": row("u-net", modern), "lungs_masks": cell[1]})
 
 
 ABLATIONS: Final[tuple[tuple[Row, str, dict[str, object]], ...]] = (
@@ -170,7 +184,6 @@ ABLATIONS: Final[tuple[tuple[Row, str, dict[str, object]], ...]] = (
     ("threshold-095", "objective", {"confidence_threshold": 0.95}),
     ("student-teacher", "objective", {"teacher": "student"}),
     ("unshared-unlabelled", "objective", {"share_unlabelled": False}),
-    ("as-is-intensity", "network", {"intensity": "as-is"}),
     ("equalised-intensity", "network", {"intensity": "equalised"}),
     ("raw-saliency", "network", {"saliency_scale": "raw"}),
     ("no-affine", "network", {"norm_affine": False}),
