@@ -56,7 +56,7 @@ def test_a_look_leaves_the_gradients_of_all_parameters_as_they_were():
     assert all(p.requires_grad for p in network.parameters())
 
 
-@pytest.mark.parametrize("bridge", ["saliency", "zero", "random", "off"])
+@pytest.mark.parametrize("bridge", ["saliency", "zero", "random", "shuffled", "off"])
 @pytest.mark.parametrize("mode", [True, False])
 def test_what_is_seen_is_detached_and_the_mode_stays(bridge, mode):
     network = tiny_network(bridge=bridge).train(mode)
@@ -82,7 +82,7 @@ def test_levels_and_scores_are_those_of_a_plain_pass():
     assert torch.equal(seen.class_logits, network.classify(levels))
 
 
-@pytest.mark.parametrize("bridge", ["saliency", "zero", "random"])
+@pytest.mark.parametrize("bridge", ["saliency", "zero", "random", "shuffled"])
 def test_the_bridge_is_image_and_map_averaged_over_squares_of_eight(bridge):
     network, images = tiny_network(bridge=bridge), random_images(2)
     seen = view(network, images)
@@ -106,6 +106,31 @@ def test_the_random_control_follows_the_image_and_never_the_position():
     maps = view(network, images).saliency
     assert torch.equal(view(network, images[[2, 0]]).saliency, maps[[2, 0]])
     assert not torch.equal(maps[0], maps[1])
+
+
+def test_the_shuffled_control_has_the_values_of_the_saliency_in_other_places():
+    images = random_images(2)
+    saliency, shuffled = (view(tiny_network(bridge=kind), images).saliency for kind in ("saliency", "shuffled"))
+    for one, other in zip(saliency, shuffled, strict=True):
+        assert torch.equal(one.flatten().sort().values, other.flatten().sort().values)
+        assert abs(float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1])) < 0.1
+
+
+def test_the_shuffled_control_leaves_the_classifier_and_its_levels_alone():
+    images = random_images(2)
+    plain, shuffled = (view(tiny_network(bridge=kind), images) for kind in ("saliency", "shuffled"))
+    assert torch.equal(plain.class_logits, shuffled.class_logits)
+    assert all(torch.equal(a, b) for a, b in zip(plain.levels, shuffled.levels, strict=True))
+
+
+def test_the_order_of_the_shuffled_control_follows_the_image_and_never_the_position():
+    network, images = tiny_network(bridge="shuffled"), random_images(3)
+    alone = torch.cat([view(network, image[None]).saliency for image in images])
+    torch.testing.assert_close(view(network, images).saliency, alone, rtol=1e-9, atol=1e-12)
+    saliency = view(tiny_network(), images).saliency.flatten(1)
+    orders = [[row.argsort() for row in each] for each in (saliency, alone.flatten(1))]
+    where = [torch.empty_like(a).scatter_(0, b, a) for a, b in zip(*orders, strict=True)]
+    assert not torch.equal(where[0], where[1])
 
 
 def test_the_saliency_of_an_image_does_not_depend_on_its_batch():

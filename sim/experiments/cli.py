@@ -82,7 +82,9 @@ def experiment(
     if as_json:
         typer.echo(json.dumps(summary.model_dump(mode="json"), indent=1))
     else:
-        typer.echo(f"{summary.cases} of {summary.cases + len(summary.missing)} cases finished: {order.folder}")
+        typer.echo(
+            f"{summary.cases} of {summary.cases + len(summary.missing)} cases finished: {order.folder / 'report.html'}"
+        )
     if done.failed or summary.missing:
         raise typer.Exit(EXIT_UNFINISHED)
 

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from markupsafe import Markup
 
+from sim.experiments.cells import Column, cells_of, estimate_of, in_cell, published_value
 from sim.experiments.drawing import (
     BASE,
     LEFT,
@@ -28,7 +29,6 @@ from sim.experiments.drawing import (
 from sim.experiments.inference import Estimate
 from sim.experiments.published import beside
 from sim.experiments.summary import RowFigures, Summary
-from sim.experiments.tables import Column
 
 PANELS: Final = (
     Column("AUROC on chex224, in-domain", "chex224/test", "auroc", ("in_domain", "auroc")),
@@ -71,38 +71,6 @@ class EpsilonPoint:
     low: float | None
     high: float | None
     name: str  # of the series; its points are joined
-
-
-def cells_of(summary: Summary) -> list[str]:
-    """Return the cells of the grid from few labels and masks to many; those of one task only where no other is."""
-    groups = dict.fromkeys(row.group for row in summary.rows)
-    both = [group for group in groups if "0" not in group.split("-")]
-    return sorted(both or groups, key=_budgets)
-
-
-def in_cell(group: str, cell: str) -> bool:
-    """Return whether a row stands in a cell: one that learns one task stands in all with its budget."""
-    return all(own in {"0", asked} for own, asked in zip(group.split("-"), cell.split("-"), strict=True))
-
-
-def _budgets(group: str) -> tuple[float, ...]:
-    return tuple(math.inf if part == "Full" else float(part) for part in group.split("-"))
-
-
-def estimate_of(row: RowFigures, column: Column) -> Estimate | None:
-    """Return a figure of a row; None where it has none or it is undefined."""
-    estimate = row.figures.get(column.set, {}).get(column.metric)
-    return estimate if estimate is not None and estimate.value is not None else None
-
-
-def published_value(row: RowFigures, cell: str, column: Column) -> float | None:
-    """Return what was published of a row in its own cell; `modern` is no row of the paper."""
-    paper = beside(row.row, row.group)
-    if paper is None or column.published is None or row.row == "modern" or not in_cell(row.group, cell):
-        return None
-    part, metric = column.published
-    figures: dict[str, float | None] = getattr(paper, part)
-    return figures.get(metric)
 
 
 def row_slots(summary: Summary) -> dict[str, int]:

@@ -110,7 +110,7 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
 
 
 def _size(scale: Scale, experiment: str) -> str:
-    image = f"images of {scale.image_size} × {scale.image_size}, width {scale.width}"  # noqa: RUF001
+    image = f"images of {scale.image_size} x {scale.image_size}, width {scale.width}"
     if experiment in _GRIDS:
         return f"{image}, {scale.steps} steps of {scale.images_per_group} images a group"
     return f"{image}, {scale.rounds} rounds of {scale.local_steps} steps"

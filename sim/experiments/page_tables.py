@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sim.experiments.figures import cells_of, estimate_of, in_cell, published_value
+from sim.experiments.cells import Column, cells_of, estimate_of, in_cell, published_value
 from sim.experiments.inference import Estimate
 from sim.experiments.summary import Difference, RowFigures, Summary
-from sim.experiments.tables import CROSS_CLASS, CROSS_MASK, HEALTH, IN_CLASS, IN_MASK, Column
+from sim.experiments.tables import CROSS_CLASS, CROSS_MASK, HEALTH, IN_CLASS, IN_MASK
 
 NOTHING: Final = "\u2013"
 _SIGNIFICANT: Final = 0.05

@@ -1,20 +1,26 @@
 """One experiment from its name to its files."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from server.runs import APP_ROOT
 from sim.experiments.case import AnyCase, case_name
 from sim.experiments.contrasts import contrasts_of
 from sim.experiments.engine import Done, look_up, run_cases
+from sim.experiments.page import write_page
+from sim.experiments.private_runs import privacy_points
 from sim.experiments.record import CaseRecord
+from sim.experiments.strips import Strip, case_strips
 from sim.experiments.suites import ExperimentName, ScaleName, cases, only
 from sim.experiments.summary import Summary, summarise, write_summary
 from sim.experiments.tables import write_tables
 from sim.experiments.work import Place
 
 CASES: Final = "cases"
+PICTURED: Final = ("modern", "fedavg")
+PICTURED_SETS: Final = ("jsrt/test", "montgomery/test", "montgomery/all", "nih14/test", "chex224/test", "kermany/test")
 
 
 @dataclass(frozen=True)
@@ -71,4 +77,14 @@ def run_experiment(
     )
     write_summary(summary, order.folder)
     write_tables(summary, order.folder)
+    privacy = privacy_points(APP_ROOT / "docs" / "runs") if order.name == "federated" else {}
+    write_page(summary, order.folder, list(_strips(order, done)), privacy=privacy)
     return worked, summary
+
+
+def _strips(order: Order, done: Done) -> Iterator[Strip]:
+    """Picture what the first finished case of a telling row draws."""
+    for record in done.records.values():
+        if record.case.row in PICTURED:
+            yield from case_strips(order.place.folder(record.case), order.place.store(record.case), PICTURED_SETS)
+            return

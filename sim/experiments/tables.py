@@ -2,24 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from multimix.files import write_atomically
-from sim.experiments.inference import Estimate
-from sim.experiments.published import Published, beside
+from sim.experiments.cells import Column, cells_of, estimate_of, in_cell, published_value
 from sim.experiments.summary import RowFigures, Summary
 
 FILE: Final = "tables.md"
 NOT_DONE: Final = "-"
-
-
-class Column(NamedTuple):
-    """A column: its title, where its figure is in a summary, and where in the paper's table."""
-
-    title: str
-    set: str
-    metric: str
-    published: tuple[str, str] | None = None  # in_domain or cross_domain, and metric
 
 
 IN_CLASS: Final = (
@@ -79,13 +69,14 @@ def grid_table(summary: Summary, columns: Sequence[Column], *, intervals: bool =
     A row stands in every cell to which it belongs: one without masks in all cells of its number of labels.
     """
     body = []
-    for cell in _cells(summary):
+    for cell in cells_of(summary):
         for row in summary.rows:
-            if not _belongs(row.group, cell) or not _has(row, columns):
+            if not in_cell(row.group, cell) or not _has(row, columns):
                 continue
             body.append([row.row, cell, str(len(row.seeds)), *(_figure(row, column, intervals) for column in columns)])
-            if (paper := beside(row.row, row.group)) is not None and row.row != "modern":
-                body.append(["*published*", "", "", *(_published(paper, column) for column in columns)])
+            published = [published_value(row, cell, column) for column in columns]
+            if any(value is not None for value in published):
+                body.append(["*published*", "", "", *(NOT_DONE if v is None else f"{v:.3f}" for v in published)])
     return markdown(["row", "labels-masks", "seeds", *(column.title for column in columns)], body)
 
 
@@ -169,7 +160,7 @@ def site_table(summary: Summary) -> str:
         Column(f"{name} {title}", name, metric)
         for name in sets
         for title, metric in (("AUROC", "auroc"), ("Dice", "dice"))
-        if any(_value(row, Column("", name, metric)) for row in summary.rows)
+        if any(estimate_of(row, Column("", name, metric)) for row in summary.rows)
     ]
     body = [
         [row.row, row.group, *(_figure(row, column, intervals=False) for column in columns)] for row in summary.rows
@@ -203,26 +194,12 @@ def write_tables(summary: Summary, folder: Path) -> Path:
     return path
 
 
-def _cells(summary: Summary) -> list[str]:
-    """Return the cells with both labels and masks, in the order of the rows."""
-    return list(dict.fromkeys(row.group for row in summary.rows if "0" not in row.group.split("-")))
-
-
-def _belongs(group: str, cell: str) -> bool:
-    return all(own in {"0", asked} for own, asked in zip(group.split("-"), cell.split("-"), strict=True))
-
-
 def _has(row: RowFigures, columns: Sequence[Column]) -> bool:
-    return any(_value(row, column) is not None for column in columns)
-
-
-def _value(row: RowFigures, column: Column) -> Estimate | None:
-    estimate = row.figures.get(column.set, {}).get(column.metric)
-    return estimate if estimate is not None and estimate.value is not None else None
+    return any(estimate_of(row, column) is not None for column in columns)
 
 
 def _figure(row: RowFigures, column: Column, intervals: bool) -> str:  # noqa: FBT001
-    estimate = _value(row, column)
+    estimate = estimate_of(row, column)
     if estimate is None or estimate.value is None:
         return NOT_DONE
     digits = 1 if column.metric.startswith("hausdorff") else 3
@@ -230,11 +207,3 @@ def _figure(row: RowFigures, column: Column, intervals: bool) -> str:  # noqa: F
     if intervals and estimate.low is not None and estimate.high is not None:
         text += f" ({estimate.low:.{digits}f} to {estimate.high:.{digits}f})"
     return text
-
-
-def _published(paper: Published, column: Column) -> str:
-    if column.published is None:
-        return NOT_DONE
-    part, metric = column.published
-    value = getattr(paper, part).get(metric)
-    return NOT_DONE if value is None else f"{value:.3f}"

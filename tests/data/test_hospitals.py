@@ -213,6 +213,55 @@ def test_simulated_sites_have_the_pools_of_their_own_train_split(data, cache):
         assert used == split_rows(hospital)[0]
 
 
+def pool_rows(hospital: Hospital, convention: str | None = None) -> list[list[int]]:
+    pools = hospital.pools(hospital.store(), convention)
+    return [
+        pools.labelled_classification.tolist(),
+        pools.unlabelled_classification.tolist(),
+        pools.labelled_segmentation.tolist(),
+        pools.unlabelled_segmentation.tolist(),
+    ]
+
+
+def test_a_pooled_site_has_the_images_and_splits_of_all_that_train(data, cache):
+    apart = federation(data, cache, hold_out=("gamma",))
+    found = federation(data, cache, hold_out=("gamma",), pooled=True)
+    assert {name: hospital.role for name, hospital in found.items()} == {"gamma": "held-out", "pooled": "train"}
+    assert found["pooled"].rows.tolist() == sorted([*apart["alpha"].rows, *apart["beta"].rows])
+    both = zip(split_rows(apart["alpha"]), split_rows(apart["beta"]), strict=True)
+    assert split_rows(found["pooled"]) == [one | other for one, other in both]
+
+
+@pytest.mark.parametrize("convention", [None, HEART, OUT])
+def test_a_pooled_site_has_the_labels_and_masks_that_its_members_have_by_their_budgets(data, cache, convention):
+    fields = {"hold_out": ("gamma",), "labels": "4,beta=6", "masks": "3", "mask_convention": "all"}
+    apart = federation(data, cache, **fields)
+    pooled = federation(data, cache, **fields, pooled=True)["pooled"]
+    assert [member.name for member in pooled.members] == ["alpha", "beta"]
+    parts = [pool_rows(apart[name], convention) for name in ("alpha", "beta")]
+    assert pool_rows(pooled, convention) == [sorted(one + other) for one, other in zip(*parts, strict=True)]
+    labelled, _, masked, _ = pool_rows(pooled, convention)
+    # alpha's masks are drawn with the heart, beta's without.
+    assert (len(labelled), len(masked)) == (10, 6 if convention is None else 3)
+
+
+def test_a_held_out_hospital_is_the_same_beside_a_pooled_site(data, cache):
+    apart, together = (federation(data, cache, hold_out=("gamma",), pooled=pooled)["gamma"] for pooled in (False, True))
+    assert split_rows(apart) == split_rows(together)
+    assert together.members == ()
+
+
+def test_simulated_sites_can_be_pooled_with_the_splits_that_each_made(data, cache):
+    sites = federation(data, cache, dirichlet_sites=3)
+    pooled = federation(data, cache, dirichlet_sites=3, pooled=True)["pooled"]
+    parts = [split_rows(hospital) for hospital in sites.values()]
+    assert split_rows(pooled) == [set.union(*rows) for rows in zip(*parts, strict=True)]
+
+
+def test_a_hospital_that_is_not_pooled_has_no_members(data, cache):
+    assert {hospital.members for hospital in federation(data, cache).values()} == {()}
+
+
 labels = st.lists(st.sampled_from([-1, 0, 1, 2]), min_size=1, max_size=60).map(lambda each: np.array(each, np.int8))
 
 
@@ -321,6 +370,16 @@ def test_a_site_folder_without_a_population_is_a_hospital_of_a_simulation(site_f
     assert list(federation(site_folder.parent, cache)) == ["north"]
     (site_folder / "site.toml").unlink()
     assert list(federation(site_folder.parent, cache)) == ["north"]
+
+
+def test_site_folders_cannot_be_pooled(site_folder, data, cache):
+    south = site_folder.parent / "south"
+    (south / "store").mkdir(parents=True)
+    other = federation(data, cache, seed=1)["alpha"].store_path
+    (south / "store" / "current").symlink_to(other)
+    with pytest.raises(RunConfigError, match="Leave pooled at false") as caught:
+        federation(site_folder.parent, cache, pooled=True)
+    assert caught.value.reason == "pooled"
 
 
 PRIVATE_FOLDERS = {

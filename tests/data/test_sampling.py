@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multimix.data.sampling import Budget, Pools, draw, make_pools, parse_budget, patients, site_budgets
+from multimix.data.sampling import Budget, Pools, draw, make_pools, parse_budget, patients, site_budgets, union
 from multimix.errors import ManifestError, RunConfigError
 
 HEART, OUT = "behind_heart", "mediastinum_excluded"
@@ -136,6 +136,28 @@ def test_another_seed_picks_other_patients():
     store = columns(*((i, i % 2, OUT, "train") for i in range(40)))
     picks = {tuple(pools(store, Budget(masks=5), seed=seed).labelled_segmentation) for seed in range(4)}
     assert len(picks) == 4
+
+
+@given(store=stores, labels=budgets, masks=budgets, owner=st.lists(st.integers(0, 2), min_size=40, max_size=40))
+def test_pools_of_several_sites_together_have_the_labels_and_masks_of_each(store, labels, masks, owner):
+    people = np.array(owner)[store.patient]
+    parts = [pools(store, Budget(labels, masks), rows=np.flatnonzero(people == site)) for site in range(3)]
+    whole = union(parts)
+    for name in ("labelled_classification", "labelled_segmentation"):
+        assert getattr(whole, name).tolist() == sorted(row for part in parts for row in getattr(part, name).tolist())
+    train = np.flatnonzero(store.split == "train").tolist()
+    for one, other in (
+        (whole.labelled_classification, whole.unlabelled_classification),
+        (whole.labelled_segmentation, whole.unlabelled_segmentation),
+    ):
+        assert sorted([*one.tolist(), *other.tolist()]) == train
+
+
+def test_what_one_site_has_a_label_for_is_labelled_for_all():
+    rows = [np.array(each, np.int64) for each in ([1, 2], [3], [1], [2, 3])]
+    whole = union([Pools(*rows), Pools(rows[1], rows[0], rows[3], rows[2])])
+    assert (whole.labelled_classification.tolist(), whole.unlabelled_classification.tolist()) == ([1, 2, 3], [])
+    assert (whole.labelled_segmentation.tolist(), whole.unlabelled_segmentation.tolist()) == ([1, 2, 3], [])
 
 
 def test_patients_are_counted_once():

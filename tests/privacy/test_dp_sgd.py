@@ -186,6 +186,14 @@ def test_our_networks_keep_patients_apart(preset_name, row_name):
     check_independence(PrivateStep(network, network, method.objective, names), image_size=SIZE)
 
 
+@pytest.mark.parametrize("changes", [{"intensity": "equalised"}, {"bridge": "shuffled"}])
+def test_what_a_network_is_shown_keeps_patients_apart(changes):
+    method = preset("modern", image_size=SIZE, width=2)
+    network = new_network(method.network.model_copy(update=changes), 0)
+    names = tuple(name for name, _ in network.named_parameters())
+    check_independence(PrivateStep(network, network, method.objective, names), image_size=SIZE)
+
+
 class BatchStatistics(nn.Module):
     """Normalises over the images of the batch, without a parameter, a buffer or the name."""
 

@@ -63,8 +63,10 @@ def test_json_is_alone_on_standard_output_though_cases_are_left(invoke):
 
 
 def test_an_experiment_that_is_finished_says_so_and_trains_nothing(invoke, store, tmp_path):
-    answers_of_every_case(tmp_path / "out" / "smoke" / "ablation", cases("ablation", "smoke"), store.fingerprint)
+    folder, count = tmp_path / "out" / "smoke" / "cases", len(cases("ablation", "smoke"))
+    answers_of_every_case(folder, cases("ablation", "smoke"), store.fingerprint)
+    before = {path: path.read_bytes() for path in folder.glob("*/*")}
     done = invoke("ablation", "--replicates", "10")
     assert done.exit_code == 0, done.output
-    count = len(cases("ablation", "smoke"))
     assert f"{count} of {count} cases finished" in done.output
+    assert {path: path.read_bytes() for path in folder.glob("*/*")} == before

@@ -96,8 +96,14 @@ def test_a_case_without_a_model_has_no_strips(store, network, tmp_path):
     assert case_strips(tmp_path, store, ["here/test"]) == ()
 
 
-def _finish(folder, store, network):
-    case = CentralCase(row="modern", labels=8, masks=4, method=preset("modern"), steps=1, images_per_group=1)
+def test_a_model_of_images_cut_to_the_lungs_has_no_strips_of_whole_ones(store, network, tmp_path):
+    _finish(tmp_path, store, network, lungs_by=preset("modern"))
+    assert case_strips(tmp_path, store, ["here/test"]) == ()
+
+
+def _finish(folder, store, network, **changes):
+    method = preset("modern")
+    case = CentralCase(row="modern", labels=8, masks=4, method=method, steps=1, images_per_group=1, **changes)
     save_model(folder / MODEL, export(network), network.config)
     scores: dict[str, Scores] = {"here/test": scores_of(store, dice=[0.5, 0.9, 0.1, 0.7, 0.6])}
     ScoreFile(scores).save(folder / SCORES)

@@ -7,7 +7,7 @@ from sim.experiments.case import BaselineCase, CentralCase, EnsembleCase, Federa
 from sim.experiments.contrasts import contrasts_of
 from sim.experiments.suites import ABLATIONS, HELD_OUT, REPEATED, SCALES, cases, only
 
-EXPERIMENTS, SIZES = ("paper", "ablation", "federated"), ("smoke", "cpu", "full")
+EXPERIMENTS, SIZES = ("paper", "ablation", "federated", "scale"), ("smoke", "cpu", "full")
 NOT_YET = ("paper", "full")  # its rows without a task stand in several cells
 every_suite = pytest.mark.parametrize("scale", SIZES)
 every_experiment = pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -24,6 +24,15 @@ def test_a_case_is_named_and_hashed_like_no_other(experiment, scale):
     found = cases(experiment, scale)
     assert len({case_name(case) for case in found}) == len(found)
     assert len({case_sha256(case) for case in found}) == len(found)
+
+
+@every_suite
+def test_a_name_in_two_experiments_is_the_same_case(scale):
+    # Experiments of a scale share the folders of their cases.
+    hashes = {}
+    for experiment in EXPERIMENTS:
+        for case in cases(experiment, scale):
+            assert hashes.setdefault(case_name(case), case_sha256(case)) == case_sha256(case), case_name(case)
 
 
 @every_experiment

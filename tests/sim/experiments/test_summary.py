@@ -9,7 +9,15 @@ from sim.experiments.inference import holm
 from sim.experiments.published import beside, published
 from sim.experiments.suites import cases
 from sim.experiments.summary import Contrast, summarise, write_summary
-from sim.experiments.tables import IN_CLASS, IN_MASK, difference_table, grid_table, health_table, site_table, write_tables
+from sim.experiments.tables import (
+    IN_CLASS,
+    IN_MASK,
+    difference_table,
+    grid_table,
+    health_table,
+    site_table,
+    write_tables,
+)
 
 CPU = {case_name(case): case for case in cases("paper", "cpu")}
 FULL = {case_name(case): case for case in cases("paper", "full")}
@@ -19,7 +27,9 @@ CHEX = "chex224/test"
 
 def answers(right: int):
     """Twenty answers, of which the first `right` are right."""
-    return scores_of([(0.9 if label else 0.1) if i < right else (0.1 if label else 0.9) for i, label in enumerate(LABELS)], LABELS)
+    return scores_of(
+        [(0.9 if label else 0.1) if i < right else (0.1 if label else 0.9) for i, label in enumerate(LABELS)], LABELS
+    )
 
 
 def masks(dice: float):
@@ -40,7 +50,7 @@ def summary_of(tmp_path):
             lambda name: tmp_path / name,
             contrasts=contrasts,
             missing=missing,
-            replicates=99,
+            replicates=39,
         )
 
     return make
@@ -108,7 +118,10 @@ def test_rows_of_two_named_cells_are_compared(summary_of):
 
 
 def test_a_comparison_of_what_is_not_finished_is_left_out(summary_of):
-    contrasts = [Contrast("modern", "enc", ((CHEX, "accuracy"),)), Contrast("modern", "umtl", (("nih14/test", "auroc"),))]
+    contrasts = [
+        Contrast("modern", "enc", ((CHEX, "accuracy"),)),
+        Contrast("modern", "umtl", (("nih14/test", "auroc"),)),
+    ]
     assert summary_of(MODERN_AND_OTHERS, contrasts=contrasts).differences == ()
 
 
@@ -164,7 +177,9 @@ def test_a_published_row_stands_below_ours(summary_of):
     assert modern[:4] == ["modern", "1000-50", "1", "1.000"]
 
 
-FOUR_CELLS = {f"modern_{cell}_s0": {CHEX: answers(20), "jsrt/test": masks(0.9)} for cell in ("100-10", "100-50", "1000-10")}
+FOUR_CELLS = {
+    f"modern_{cell}_s0": {CHEX: answers(20), "jsrt/test": masks(0.9)} for cell in ("100-10", "100-50", "1000-10")
+}
 
 
 def test_a_row_without_masks_stands_in_all_cells_of_its_number_of_labels(summary_of):
@@ -186,7 +201,12 @@ def test_a_row_has_no_line_in_the_table_of_a_task_that_it_does_not_have(summary_
 
 def test_every_line_of_a_table_has_as_many_cells(summary_of):
     found = summary_of(MODERN_AND_OTHERS, contrasts=[Contrast("modern", "umtl", ((CHEX, "accuracy"),))])
-    for table in (grid_table(found, IN_CLASS, intervals=True), health_table(found), difference_table(found), site_table(found)):
+    for table in (
+        grid_table(found, IN_CLASS, intervals=True),
+        health_table(found),
+        difference_table(found),
+        site_table(found),
+    ):
         assert len(table.splitlines()) > 2
         assert len({line.count("|") for line in table.splitlines()}) == 1
 

@@ -1,0 +1,93 @@
+"""One federation of made-up hospitals, as an experiment runs it, and what is made of its models."""
+
+import numpy as np
+import pytest
+
+from multimix.data.sampling import union
+from multimix.weights import load_model
+from sim.experiments.case import BaselineCase, EnsembleCase, case_name
+from sim.experiments.federated import RUN, sets_of
+from sim.experiments.record import MODEL, SCORES
+from sim.experiments.scores import ScoreFile, score
+from sim.experiments.suites import cases
+from sim.experiments.work import Place, do
+from sim.run import hospitals_of
+
+HOSPITALS = {"cohen", "jsrt", "kermany", "montgomery", "nih14", "shenzhen"}
+FEDAVG = next(case for case in cases("federated", "smoke") if case_name(case) == "fedavg_without-montgomery_s0")
+
+
+@pytest.fixture(scope="module")
+def place(data, cache, tmp_path_factory):
+    return Place(data=data, out=tmp_path_factory.mktemp("federated"), cache=cache)
+
+
+@pytest.fixture(scope="module")
+def record(place):
+    return do(FEDAVG, place)
+
+
+def scores_in(place, case):
+    return ScoreFile.load(place.folder(case) / SCORES).scores
+
+
+def assert_same(found, expected):
+    assert found.row.tolist() == expected.row.tolist()
+    np.testing.assert_allclose(found.probability, expected.probability, rtol=1e-6)
+    np.testing.assert_allclose(found.measures, expected.measures, rtol=1e-6)
+
+
+def test_a_federation_is_scored_at_every_hospital_and_on_all_patients_of_the_one_held_out(place, record):
+    assert set(scores_in(place, FEDAVG)) == {*(f"{name}/test" for name in HOSPITALS), "montgomery/all"}
+
+
+def test_the_scores_of_a_federation_are_those_of_the_model_in_its_run_folder(place, record):
+    store, network = place.store(FEDAVG), load_model(place.folder(FEDAVG) / RUN / MODEL)
+    sets = {f"{each.name}/{each.split}": each for each in sets_of(hospitals_of(place.config(FEDAVG)), store)}
+    for name in ("jsrt/test", "montgomery/all"):
+        assert_same(scores_in(place, FEDAVG)[name], score(network, store, sets[name]))
+    assert record.parameters == sum(p.numel() for p in network.parameters())
+
+
+def test_the_hospital_held_out_is_scored_on_all_its_patients_and_the_others_on_their_test(place):
+    store, hospitals = place.store(FEDAVG), hospitals_of(place.config(FEDAVG))
+    rows = {(each.name, each.split): each.rows for each in sets_of(hospitals, store)}
+    assert set(store.source[rows["montgomery", "all"]]) == {"montgomery"}
+    assert len(rows["montgomery", "all"]) == 5
+    for hospital in hospitals:
+        if hospital.role == "train":
+            assert rows[hospital.name, "test"].tolist() == hospital.evaluation_rows(store, "test").tolist()
+
+
+def test_a_federation_whose_record_was_lost_is_not_trained_again(place, record):
+    model = (place.folder(FEDAVG) / RUN / MODEL).read_bytes()
+    (place.folder(FEDAVG) / "run.json").unlink()
+    again = do(FEDAVG, place)
+    assert (place.folder(FEDAVG) / RUN / MODEL).read_bytes() == model
+    assert again.model_copy(update={"finished": 0, "train_s": 0, "score_s": 0}) == record.model_copy(
+        update={"finished": 0, "train_s": 0, "score_s": 0}
+    )
+
+
+def test_an_ensemble_of_one_federation_says_what_the_federation_says(place, record):
+    ensemble = EnsembleCase(row="ensemble", like=FEDAVG, classifiers=(FEDAVG,), segmenters=(FEDAVG,))
+    do(ensemble, place)
+    found, expected = scores_in(place, ensemble), scores_in(place, FEDAVG)
+    assert set(found) == set(expected)
+    for name, scores in found.items():
+        assert_same(scores, expected[name])
+
+
+def test_a_baseline_of_a_federation_is_taught_by_the_masks_of_its_hospitals(place):
+    case = BaselineCase(row="mean-mask", of=FEDAVG)
+    do(case, place)
+    store = place.store(FEDAVG)
+    hospitals = hospitals_of(place.config(FEDAVG))
+    taught = union([each.pools(store, FEDAVG.config.mask_convention) for each in hospitals]).labelled_segmentation
+    # Two masks each of jsrt and shenzhen; montgomery is held out, and the others draw lungs otherwise.
+    assert sorted(store.source[taught]) == ["jsrt", "jsrt", "shenzhen", "shenzhen"]
+    mean = store.load_masks(taught)[:, 0].numpy().mean(axis=0) >= 0.5
+    found = scores_in(place, case)["montgomery/all"]
+    truth = store.load_masks(found.row)[:, 0].numpy() >= 0.5
+    dice = [2 * (mean & each).sum() / (mean.sum() + each.sum()) for each in truth]
+    np.testing.assert_allclose(found.measure("dice"), dice)
