@@ -157,6 +157,15 @@ def test_every_row_is_predicted_once_in_order_and_the_model_is_timed(network, st
     assert spent.model_s > 0
 
 
+def test_masks_are_drawn_only_where_there_is_one_to_compare_with(network, store):
+    without = np.flatnonzero(store.mask_row < 0)
+    ((_, drawn),) = predictions(network, store, without, ModelTime(), every_mask=True)
+    ((_, spared),) = predictions(network, store, without, ModelTime())
+    assert drawn.mask is not None
+    assert (spared.mask, spared.saliency) == (None, None)
+    assert np.array_equal(spared.pneumonia, drawn.pneumonia)
+
+
 def half_masks(tmp_path, shares):
     """A store of masks that cover the upper part of the image, each a share of it."""
     films = []

@@ -35,7 +35,7 @@ def cut_to_lungs(store: Store, network: MultiMixNetwork, scratch: Path) -> Itera
         copy = Path(folder) / "store"
         shutil.copytree(store.path, copy)
         records = np.memmap(copy / IMAGES, np.uint8, "r+", shape=(len(store), store.image_size, store.image_size))
-        for rows, prediction in predictions(network, store, np.arange(len(store)), ModelTime()):
+        for rows, prediction in predictions(network, store, np.arange(len(store)), ModelTime(), every_mask=True):
             if prediction.mask is None:
                 raise ValueError("a network without decoder draws no lungs")
             boxes = [lung_box(mask >= MASK_THRESHOLD) for mask in prediction.mask]
