@@ -23,7 +23,17 @@ from server.rounds import Orders
 
 FEDERATION: Final = "MULTIMIX_FEDERATION"  # environment variable: the federation's folder
 _OF_A_SIMULATION: Final = (
-    *("data", "site_column", "hold_out", "labels", "masks", "pooled", "dirichlet_sites", "dirichlet_alpha"),
+    *(
+        "data",
+        "split_seed",
+        "site_column",
+        "hold_out",
+        "labels",
+        "masks",
+        "pooled",
+        "dirichlet_sites",
+        "dirichlet_alpha",
+    ),
     *("phantom_hospitals", "phantom_patients", "cache", "dp_budget", "dp_seeded"),
 )
 

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from multimix.contract.run_config import RunConfig, Scalar, read_run_config
+from multimix.contract.run_config import PRETRAINING_DEFAULTS, RunConfig, Scalar, read_run_config
 from multimix.data.hospitals import Hospital
 from multimix.errors import InputError
 from server.folders import new_run_folder
@@ -29,7 +29,6 @@ REAL_DATA_DEFAULTS: dict[str, Scalar] = {
     "images-per-group": 4,
 }
 
-PRETRAINING_DEFAULTS: dict[str, Scalar] = {"preset": "private", "learning-rate": 1e-3, "phantom-patients": 300}
 
 app = typer.Typer(
     help="Simulate a federation of hospitals on this machine and look at what comes out. Research only.",

@@ -27,6 +27,9 @@ class PixelNetwork:
         self.config = tiny_config(**{"bridge": "off", **changes})
         self.encoded, self.decoded = [], []
 
+    def shown(self, images):
+        return images
+
     def encode(self, images, dropout=None):
         self.encoded.append(len(images))
         return [images]

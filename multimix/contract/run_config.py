@@ -17,6 +17,8 @@ Weighting = Literal["per-module", "plain"]
 Positive = Annotated[float, Field(gt=0, le=1e6)]
 Epsilon = Annotated[float, Field(gt=0, le=100)]
 Delta = Annotated[float, Field(ge=0, lt=1)]
+# Of a model of phantoms that a private run is to begin with.
+PRETRAINING_DEFAULTS: dict[str, Scalar] = {"preset": "private", "learning-rate": 1e-3, "phantom-patients": 300}
 
 
 def _dashed(name: str) -> str:
@@ -39,6 +41,7 @@ class RunConfig(Frozen):
     out: str = ""  # run folder; "" makes a new one under runs/
     resume: bool = False
     seed: Annotated[int, Field(ge=0, le=2**53)] = 0
+    split_seed: Annotated[int, Field(ge=-1, le=2**53)] = -1  # of who trains and who tests; -1 is the seed
     # The method
     preset: PresetName = "modern"
     row: RowName = "multimix"

@@ -66,6 +66,7 @@ class FederationData(BaseModel):
     image_size: int = Field(default=128, ge=16, le=1024)
     fit: Literal["pad", "stretch"] = "pad"
     seed: int = 0
+    split_seed: int | None = Field(default=None, description="Of who trains and who tests; None is the seed.")
     mask_convention: str = Field(default="auto", description="auto, all, or the name of a convention.")
 
 
@@ -225,7 +226,7 @@ def _cached_store(config: FederationData, cache: Path, progress: Progress | None
         root=manifest.parent,
         cache=cache,
         preprocessing=Preprocessing(image_size=config.image_size, fit=config.fit),
-        split_seed=config.seed,
+        split_seed=config.seed if config.split_seed is None else config.split_seed,
         progress=progress,
     )
 

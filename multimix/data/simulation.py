@@ -31,6 +31,7 @@ def federation_data(config: RunConfig, *, nodes: int) -> FederationData:
         image_size=config.image_size,
         fit=config.fit,
         seed=config.seed,
+        split_seed=config.seed if config.split_seed < 0 else config.split_seed,
         mask_convention=config.mask_convention,
     )
 

@@ -68,7 +68,7 @@ def _thumbnails(store: Store, rows: npt.NDArray[np.int64]) -> Floats:
         torch.nn.functional.adaptive_avg_pool2d(store.load_images(rows[i : i + _BATCH]), _THUMBNAIL).flatten(1).numpy()
         for i in range(0, len(rows), _BATCH)
     ]
-    return np.concatenate(parts).astype(np.float64)
+    return np.concatenate([np.empty((0, _THUMBNAIL**2)), *parts]).astype(np.float64)
 
 
 def _mean_mask(store: Store, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

@@ -3,6 +3,7 @@
 A case is all that decides its result, so its hash says whether a finished one is still the one that is asked for.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -49,6 +50,7 @@ class FederatedCase(Frozen):
     row: Row
     group: str  # who is held out
     config: RunConfig  # data, cache and out are filled in by who runs it
+    from_phantoms: bool = False  # begin with a public model, taught by phantoms
 
     @property
     def seed(self) -> int:
@@ -155,3 +157,9 @@ def needs(case: AnyCase) -> tuple[str, ...]:
     """Return the names of the cases that have to be finished before this one."""
     members = (*case.classifiers, *case.segmenters) if isinstance(case, EnsembleCase) else ()
     return tuple(case_name(member) for member in members)
+
+
+def baselines_of(case: CentralCase | FederatedCase) -> Iterator[BaselineCase]:
+    """Yield the answers that need no network, taught as a case is."""
+    for row in ("majority", "mean-mask", "thumbnail-ridge"):
+        yield BaselineCase(row=row, of=case)

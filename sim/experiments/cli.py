@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.experiments.suites import ExperimentName, ScaleName
+from sim.experiments.scales import ScaleName
+from sim.experiments.suites import ExperimentName
 from sim.terminal import err, explained
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def experiment(
         typer.echo(
             f"{summary.cases} of {summary.cases + len(summary.missing)} cases finished: {order.folder / 'report.html'}"
         )
-    if done.failed or summary.missing:
+    if done.failed or done.left or (summary.missing and not only):
         raise typer.Exit(EXIT_UNFINISHED)
 
 

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from typing import Final
 
-from sim.experiments.suites import ABLATIONS, HELD_OUT, LABELLED, MASKED, ExperimentName
+from sim.experiments.federations import LABELLED, MASKED, fedprox
+from sim.experiments.scales import HELD_OUT
+from sim.experiments.suites import ABLATIONS, ExperimentName
 from sim.experiments.summary import Contrast
 
 CHEX, NIH = ("chex224/test", "auroc"), ("nih14/test", "auroc")
@@ -56,7 +58,7 @@ def _federated() -> Iterator[Contrast]:
         if name != HELD_OUT[0]
     )
     everywhere = (*inside, (f"{HELD_OUT[0]}/all", "dice"))
-    for other in ("pooled", "plain", "fedprox"):
+    for other in ("pooled", "plain", fedprox(0.01)):
         yield Contrast("fedavg", other, everywhere, groups=(group, group))
     for name, metric in inside:
         site = name.partition("/")[0]

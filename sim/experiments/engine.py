@@ -46,12 +46,12 @@ def run_cases(
             while len(under_way) < workers and (case := _next(waiting, done)) is not None:
                 waiting.remove(case)
                 under_way[pool.submit(do, case, place)] = case
-            if not under_way:  # what is left needs a case that failed
-                done.left = [case_name(case) for case in waiting]
+            if not under_way:  # what is left, if anything, needs a case that failed
+                done.left += [case_name(case) for case in waiting]
                 break
             for future in wait(under_way, return_when=FIRST_COMPLETED).done:
                 _take_in(under_way.pop(future), future, done, told)
-    except KeyboardInterrupt:
+    except BaseException:  # an interrupt, or a defect in a worker: end the others too
         _stop(pool)
         raise
     pool.shutdown()

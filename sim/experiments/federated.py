@@ -4,15 +4,17 @@ A hospital alone is a federation of one, with all others held out; pooled is one
 masks of all. So every row of the table is trained by the same code.
 """
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from multimix.contract.run_config import RunConfig
+from multimix.contract.run_config import PRETRAINING_DEFAULTS, RunConfig, Scalar, read_run_config
 from multimix.data.hospitals import Hospital
 from multimix.data.store import Store
+from multimix.errors import CheckpointError
 from multimix.network import MultiMixNetwork
 from multimix.weights import load_model
 from server.checkpoint import FILE as CHECKPOINT
@@ -20,15 +22,36 @@ from server.job import MODEL
 from server.results import Results
 from sim.experiments.scores import Scores, score
 from sim.experiments.sources import ScoredSet
+from sim.pretrain import FILE as PUBLIC
+from sim.pretrain import pretrain
 from sim.run import hospitals_of, simulate
 
 RUN: Final = "run"  # the run folder inside a case's
+PHANTOMS: Final = "phantoms"  # and that of the public model it begins with
+
+
+def phantom_model(config: RunConfig, folder: Path, *, workers: int) -> Path:
+    """Return a model taught by phantoms, of the shape of a configuration's: what a private run may begin with."""
+    path = folder / PUBLIC
+    if not path.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        shape = {key: config.flat()[key] for key in ("preset", "image-size", "width", "seed", "cache")}
+        length: dict[str, Scalar] = {"rounds": config.rounds, "local-steps": 10 * config.local_steps}
+        pretrain(
+            read_run_config({**PRETRAINING_DEFAULTS, **shape, **length, "out": str(folder)}),
+            workers=workers,
+        )
+    return path
 
 
 def run_federation(config: RunConfig, folder: Path, *, workers: int) -> tuple[MultiMixNetwork, Results]:
     """Run the configuration in a folder, or go on with the run that was interrupted there; return model and results."""
-    resume = (folder / CHECKPOINT).exists()
-    results, _ = simulate(config.model_copy(update={"out": str(folder), "resume": resume}), workers=workers)
+    try:
+        resume = (folder / CHECKPOINT).exists()
+        results, _ = simulate(config.model_copy(update={"out": str(folder), "resume": resume}), workers=workers)
+    except CheckpointError:  # of another configuration or other data, or damaged: nothing in it is of use here
+        shutil.rmtree(folder)
+        results, _ = simulate(config.model_copy(update={"out": str(folder)}), workers=workers)
     return load_model(folder / MODEL), results
 
 

@@ -22,8 +22,8 @@ from sim.experiments.page_tables import (
     heat_map,
     scaling_table,
 )
+from sim.experiments.scales import SCALES, Scale
 from sim.experiments.strips import Strip
-from sim.experiments.suites import SCALES, Scale
 from sim.experiments.summary import Summary
 
 FILE: Final = "report.html"

@@ -12,8 +12,9 @@ from sim.experiments.engine import Done, look_up, run_cases
 from sim.experiments.page import write_page
 from sim.experiments.private_runs import privacy_points
 from sim.experiments.record import CaseRecord
+from sim.experiments.scales import ScaleName
 from sim.experiments.strips import Strip, case_strips
-from sim.experiments.suites import ExperimentName, ScaleName, cases, only
+from sim.experiments.suites import ExperimentName, cases, only
 from sim.experiments.summary import Summary, summarise, write_summary
 from sim.experiments.tables import write_tables
 from sim.experiments.work import Place

@@ -7,7 +7,7 @@ experiment's seed moves which images keep their labels, never who tests.
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -103,17 +103,12 @@ def _chex(data: Path) -> Iterator[Record]:
     files = sorted((data / "chex224").rglob("*.jpeg"))
     if not files:
         raise ManifestError("experiment_data", f"There is no .jpeg below {data / 'chex224'}.")
-    owners: dict[str, str] = {}
-    same: dict[str, str] = {}
     named = [(file, _chex_patient(file)) for file in files]
-    for file, patient in named:
-        owner = owners.setdefault(hashlib.sha256(file.read_bytes()).hexdigest(), patient)
-        if owner != patient:
-            same[patient] = owner
-    patients = {same.get(patient, patient) for _, patient in named}
+    one = _one_patient(named)
+    patients = sorted({one[patient] for _, patient in named})
     validation = _ranked_share([patient for patient in patients if patient.startswith("train")], _CHEX_VALIDATION)
     for file, name in named:
-        patient = same.get(name, name)
+        patient = one[name]
         train: Split = "validation" if patient in validation else "train"
         yield Record(
             image=file.relative_to(data).as_posix(),
@@ -122,6 +117,27 @@ def _chex(data: Path) -> Iterator[Record]:
             label="pneumonia" if file.parent.name == "PNEUMONIA" else "normal",
             split=train if patient.startswith("train") else "test",
         )
+
+
+def _one_patient(named: Sequence[tuple[Path, str]]) -> dict[str, str]:
+    """Return the name that stands for each patient: those whose files are equal, through others too, are one."""
+    stands = {patient: patient for _, patient in named}
+
+    def first(patient: str) -> str:
+        while stands[patient] != patient:
+            patient = stands[patient]
+        return patient
+
+    owners: dict[str, str] = {}
+    for file, patient in named:
+        owner = owners.setdefault(hashlib.sha256(file.read_bytes()).hexdigest(), patient)
+        low, high = sorted((first(owner), first(patient)))
+        stands[high] = low
+    return {patient: first(patient) for patient in stands}
+
+
+def _split_of(record: Record, jsrt: Mapping[str, Split]) -> Split:
+    return jsrt[record.patient_id] if record.source == SEGMENTED else "test"
 
 
 def _chex_patient(file: Path) -> str:
@@ -150,4 +166,4 @@ def _cxr(data: Path) -> Iterator[Record]:
     splits = dict(zip(jsrt, split_ranked(len(jsrt), (train, validation, test)), strict=True))
     for record in records:
         files = {key: f"cxr/{getattr(record, key)}" for key in ("image", "mask") if getattr(record, key)}
-        yield record.model_copy(update={**files, "split": splits.get(record.patient_id, "test")})
+        yield record.model_copy(update={**files, "split": _split_of(record, splits)})

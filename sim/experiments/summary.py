@@ -118,7 +118,7 @@ def summarise(
 
 def _row(group: str, row: str, finished: Sequence[_Finished], replicates: int) -> RowFigures:
     figures: Figures = {}
-    for name in finished[0].scores:
+    for name in [name for name in finished[0].scores if all(name in each.scores for each in finished)]:
         models = [each.scores[name] for each in finished]
         metrics = [
             *(CLASS_METRICS if models[0].labelled.any() else ()),

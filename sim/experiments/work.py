@@ -29,7 +29,7 @@ from sim.experiments.case import (
 from sim.experiments.central import score_case, train_case
 from sim.experiments.convergence import Convergence, convergence
 from sim.experiments.ensemble import score_ensemble
-from sim.experiments.federated import RUN, run_federation, score_everywhere, sets_of
+from sim.experiments.federated import PHANTOMS, RUN, phantom_model, run_federation, score_everywhere, sets_of
 from sim.experiments.lungs import cut_to_lungs
 from sim.experiments.record import MODEL, SCORES, CaseRecord, finished, software, write_record
 from sim.experiments.scaling import Scaling, measure
@@ -188,6 +188,9 @@ def _central(case: CentralCase, store: Store, told: Told | None) -> _Outcome:
 
 def _federated(case: FederatedCase, place: Place, folder: Path) -> _Outcome:
     config, started = place.config(case), time.monotonic()
+    if case.from_phantoms:
+        public = phantom_model(config, folder / PHANTOMS, workers=place.workers)
+        config = config.model_copy(update={"start_from": str(public)})
     network, results = run_federation(config, folder / RUN, workers=place.workers)
     middle = time.monotonic()
     last = results.rounds[-1].sites.values()

@@ -60,12 +60,18 @@ def test_every_choice_about_the_data_reaches_the_data():
         image_size=48,
         fit="stretch",
         seed=9,
+        split_seed=8,
         mask_convention=EXPERT,
         phantom_patients=7,
     )
     asked = federation_data(chosen, nodes=1).model_dump()
     given = chosen.model_dump() | {"data": None, "hold_out": ("a", "b"), "phantom_hospitals": 1}
     assert asked == {key: given[key] for key in asked}
+
+
+def test_the_split_follows_the_seed_unless_it_has_one_of_its_own():
+    assert federation_data(RunConfig(seed=9), nodes=1).split_seed == 9
+    assert federation_data(RunConfig(seed=9, split_seed=0), nodes=1).split_seed == 0
 
 
 def test_an_unknown_mask_convention_is_a_clear_error_before_the_run(config):

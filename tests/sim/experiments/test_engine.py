@@ -15,7 +15,7 @@ from multimix.errors import ManifestError
 from sim.experiments import engine
 from sim.experiments.case import EnsembleCase, case_name, needs
 from sim.experiments.engine import Done, run_cases
-from sim.experiments.record import RECORD, finished, read_record, write_record
+from sim.experiments.record import RECORD, SCORES, finished, read_record, write_record
 from sim.experiments.runner import Order, run_experiment
 from sim.experiments.scores import ScoreFile
 from sim.experiments.suites import cases
@@ -102,6 +102,7 @@ def test_no_time_leaves_every_case_and_the_summary_names_them(data, cache, tmp_p
     order = order_of(data, cache, tmp_path, (), minutes=0)
     done, summary = run_experiment(order)
     assert done.records == {}
+    assert done.left == [case_name(case) for case in cases("paper", "smoke")]
     assert summary.missing == tuple(case_name(case) for case in cases("paper", "smoke"))
     assert not list(order.place.out.glob("*"))
     assert "Not finished: 17 cases" in (order.folder / "tables.md").read_text()
@@ -115,6 +116,7 @@ def place(data, cache, tmp_path):
 def test_a_record_of_another_case_is_none_of_this_one(tmp_path):
     case, other = named("modern_8-4_s0"), named("modern_8-4_s1")
     write_record(tmp_path, record_of(case))
+    ScoreFile({}).save(tmp_path / SCORES)
     assert finished(tmp_path, case, "data") == record_of(case)
     assert finished(tmp_path, other, "data") is None
     assert finished(tmp_path, case.model_copy(update={"steps": 3}), "data") is None
@@ -123,6 +125,7 @@ def test_a_record_of_another_case_is_none_of_this_one(tmp_path):
 def test_a_record_of_other_data_is_none_of_this_case(tmp_path):
     case = named("modern_8-4_s0")
     write_record(tmp_path, record_of(case))
+    ScoreFile({}).save(tmp_path / SCORES)
     assert finished(tmp_path, case, "other data") is None
 
 
@@ -131,6 +134,15 @@ def test_a_record_that_cannot_be_read_is_none(tmp_path, text):
     if text is not None:
         (tmp_path / RECORD).write_text(text)
     assert finished(tmp_path, named("modern_8-4_s0"), "data") is None
+
+
+def test_a_record_without_its_scores_is_none(place):
+    case = named("majority_8-4_s0")
+    first = do(case, place)
+    (place.folder(case) / SCORES).unlink()
+    assert finished(place.folder(case), case, first.data_sha256) is None
+    do(case, place)
+    assert (place.folder(case) / SCORES).exists()
 
 
 def test_a_case_with_a_record_of_other_data_is_done_again(data, cache, tmp_path):
@@ -150,6 +162,10 @@ def test_a_case_that_is_done_is_not_done_again(place):
     assert do(case, place) == do(case, place)
 
 
+class Threads(ThreadPoolExecutor):
+    _processes = None  # none to end
+
+
 @pytest.fixture
 def fake_work(monkeypatch):
     """Threads in place of processes, and a worker that fails where it is told to; what it was given, in order."""
@@ -161,7 +177,7 @@ def fake_work(monkeypatch):
             raise failing[case_name(case)]
         return record_of(case)
 
-    monkeypatch.setattr(engine, "_pool", ThreadPoolExecutor)
+    monkeypatch.setattr(engine, "_pool", Threads)
     monkeypatch.setattr(engine, "do", work)
     return given, failing
 
@@ -208,6 +224,14 @@ def test_the_next_case_is_the_first_that_has_all_it_needs():
     assert engine._next([ensemble], Done()) is None
     done = Done(records={name: record_of(members[0]) for name in needs(ensemble)})
     assert engine._next(waiting, done) is ensemble
+
+
+def test_a_defect_in_a_worker_ends_the_run(fake_work, place):
+    given, failing = fake_work
+    failing["mean-mask_8-4_s0"] = ZeroDivisionError("a defect")
+    with pytest.raises(ZeroDivisionError):
+        run_cases(cases("paper", "smoke")[:3], place, workers=1)
+    assert "thumbnail-ridge_8-4_s0" not in given
 
 
 @pytest.fixture

@@ -70,3 +70,9 @@ def test_an_experiment_that_is_finished_says_so_and_trains_nothing(invoke, store
     assert done.exit_code == 0, done.output
     assert f"{count} of {count} cases finished" in done.output
     assert {path: path.read_bytes() for path in folder.glob("*/*")} == before
+
+
+def test_chosen_cases_that_are_finished_are_no_mistake(invoke):
+    done = invoke("paper", "--only", "majority_8-4_s0", "--replicates", "10")
+    assert done.exit_code == 0, done.output
+    assert "1 of 17 cases finished" in done.output

@@ -5,8 +5,8 @@ import pytest
 
 from multimix.data.sampling import union
 from multimix.weights import load_model
-from sim.experiments.case import BaselineCase, EnsembleCase, case_name
-from sim.experiments.federated import RUN, sets_of
+from sim.experiments.case import BaselineCase, EnsembleCase, case_name, needs
+from sim.experiments.federated import RUN, phantom_model, run_federation, sets_of
 from sim.experiments.record import MODEL, SCORES
 from sim.experiments.scores import ScoreFile, score
 from sim.experiments.suites import cases
@@ -25,6 +25,11 @@ def place(data, cache, tmp_path_factory):
 @pytest.fixture(scope="module")
 def record(place):
     return do(FEDAVG, place)
+
+
+@pytest.mark.parametrize("case", [case for case in cases("federated", "smoke") if needs(case) == ()], ids=case_name)
+def test_every_case_fits_its_data(place, case):
+    assert place.store(case).fingerprint
 
 
 def scores_in(place, case):
@@ -67,6 +72,24 @@ def test_a_federation_whose_record_was_lost_is_not_trained_again(place, record):
     assert again.model_copy(update={"finished": 0, "train_s": 0, "score_s": 0}) == record.model_copy(
         update={"finished": 0, "train_s": 0, "score_s": 0}
     )
+
+
+def test_a_run_folder_of_another_configuration_is_begun_afresh(place, record):
+    config = place.config(FEDAVG)
+    _, results = run_federation(config.model_copy(update={"seed": 1}), place.out / "other", workers=1)
+    _, again = run_federation(config, place.out / "other", workers=1)
+    assert (results.config["seed"], again.config["seed"]) == (1, 0)
+    assert (place.out / "other" / MODEL).read_bytes() == (place.folder(FEDAVG) / RUN / MODEL).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_private_run_begins_with_a_model_of_phantoms_that_is_made_once(place, tmp_path):
+    config = place.config(FEDAVG).model_copy(update={"preset": "private", "rounds": 1})
+    path = phantom_model(config, tmp_path / "phantoms", workers=1)
+    made = path.stat().st_mtime_ns
+    network = load_model(path)
+    assert (network.config.image_size, network.config.width, network.config.standardised) == (32, 2, True)
+    assert phantom_model(config, tmp_path / "phantoms", workers=1).stat().st_mtime_ns == made
 
 
 def test_an_ensemble_of_one_federation_says_what_the_federation_says(place, record):

@@ -63,6 +63,29 @@ def test_equal_files_are_of_one_patient(data, tmp_path):
     assert len(np.unique(paper_store(folder, cache=tmp_path, image_size=SIDE).patient)) == before + 1
 
 
+def test_children_of_equal_files_are_one_through_others_too(data, tmp_path):
+    folder = copy_of(data, tmp_path / "data")
+    train = folder / "chex224" / "train" / "PNEUMONIA"
+    for number in (901, 902):
+        write_noise(train / f"person{number}_virus_1.jpeg", number)
+    write_noise(train / "person903_virus_1.jpeg", 903)
+    # 901 is 903 and 902 is 903, and nothing says so of 901 and 902.
+    for number in (901, 902):
+        (train / f"person903_virus_{number}.jpeg").write_bytes((train / f"person{number}_virus_1.jpeg").read_bytes())
+    before = len(np.unique(paper_store(data, cache=tmp_path, image_size=SIDE).patient))
+    assert len(np.unique(paper_store(folder, cache=tmp_path, image_size=SIDE).patient)) == before + 1
+
+
+def test_a_patient_of_another_source_who_is_numbered_like_one_of_jsrt_tests(tmp_path):
+    cxr = tmp_path / "cxr"
+    cxr.mkdir()
+    rows = [[f"{name}{n}.png", "", name, "", "normal", f"P{n}", ""] for name in ("jsrt", "nih14") for n in range(20)]
+    for row in rows:
+        (cxr / row[0]).touch()
+    write_manifest(cxr, rows)
+    assert {record.split for record in sources._cxr(tmp_path) if record.source == "nih14"} == {"test"}
+
+
 def test_a_child_whose_file_is_in_the_test_does_not_train(data, tmp_path):
     folder = copy_of(data, tmp_path / "data")
     train, test = (folder / "chex224" / split / "PNEUMONIA" for split in ("train", "test"))

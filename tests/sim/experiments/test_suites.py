@@ -5,10 +5,10 @@ import pytest
 from multimix.errors import RunConfigError
 from sim.experiments.case import BaselineCase, CentralCase, EnsembleCase, FederatedCase, case_name, case_sha256, needs
 from sim.experiments.contrasts import contrasts_of
-from sim.experiments.suites import ABLATIONS, HELD_OUT, REPEATED, SCALES, cases, only
+from sim.experiments.scales import HELD_OUT, SCALES
+from sim.experiments.suites import ABLATIONS, REPEATED, cases, only
 
 EXPERIMENTS, SIZES = ("paper", "ablation", "federated", "scale"), ("smoke", "cpu", "full")
-NOT_YET = ("paper", "full")  # its rows without a task stand in several cells
 every_suite = pytest.mark.parametrize("scale", SIZES)
 every_experiment = pytest.mark.parametrize("experiment", EXPERIMENTS)
 
@@ -17,9 +17,8 @@ def central(experiment, scale):
     return [case for case in cases(experiment, scale) if isinstance(case, CentralCase)]
 
 
-@pytest.mark.parametrize(
-    ("experiment", "scale"), [(name, scale) for name in EXPERIMENTS for scale in SIZES if (name, scale) != NOT_YET]
-)
+@every_experiment
+@every_suite
 def test_a_case_is_named_and_hashed_like_no_other(experiment, scale):
     found = cases(experiment, scale)
     assert len({case_name(case) for case in found}) == len(found)
@@ -148,6 +147,17 @@ def test_pooled_training_sees_as_many_images_a_step_as_all_hospitals():
     assert runs["pooled"].images_per_group == 5 * runs["fedavg"].images_per_group
 
 
+def test_private_rows_are_private_for_patients_and_begin_with_phantoms():
+    found = {case.row: case for case in cases("federated", "full") if case.row.startswith("epsilon")}
+    assert {case.config.dp_epsilon for case in found.values()} == {8.0, 3.0}
+    assert all(case.from_phantoms and case.config.patient_level for case in found.values())
+
+
+def test_every_mu_has_a_row_of_its_own():
+    found = {case.row: case.config.proximal_mu for case in cases("federated", "full") if case.row.startswith("fedprox")}
+    assert sorted(found.values()) == [0.001, 0.01, 0.1, 1.0]
+
+
 def test_an_ablation_changes_one_thing_of_modern():
     modern = next(case for case in central("paper", "cpu") if case.row == "modern").method.model_dump()
     rows = {name for name, _, _ in ABLATIONS}
@@ -167,6 +177,17 @@ def test_chosen_cases_come_in_the_order_asked_for():
     found = cases("paper", "smoke")
     names = [case_name(found[4]), case_name(found[1])]
     assert [case_name(case) for case in only(found, names)] == names
+
+
+def test_a_chosen_case_brings_those_that_it_needs():
+    found = cases("federated", "smoke")
+    ensemble = next(case for case in found if isinstance(case, EnsembleCase))
+    assert [case_name(case) for case in only(found, [case_name(ensemble)])] == [*needs(ensemble), case_name(ensemble)]
+
+
+def test_runs_of_all_seeds_test_on_the_same_patients():
+    found = {case.config.split_seed for case in cases("federated", "full") if isinstance(case, FederatedCase)}
+    assert found == {0}
 
 
 def test_a_case_that_is_not_there_is_refused_with_those_that_are():
