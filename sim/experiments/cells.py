@@ -1,8 +1,10 @@
 """Where a row's figures stand: the cells of the grid of labels and masks, and the columns of the tables."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from sim.experiments.federations import MASKED, WITHOUT
 from sim.experiments.inference import Estimate
 from sim.experiments.published import beside
 from sim.experiments.summary import RowFigures, Summary
@@ -37,6 +39,23 @@ def estimate_of(row: RowFigures, column: Column) -> Estimate | None:
     """Return a figure of a row; None where it has none or it is undefined."""
     estimate = row.figures.get(column.set, {}).get(column.metric)
     return estimate if estimate is not None and estimate.value is not None else None
+
+
+def unseen_hospital(group: str) -> str:
+    """Return who is held out in a group of a federation's rows; empty where nobody is named."""
+    return group.removeprefix(WITHOUT) if group.startswith(WITHOUT) else ""
+
+
+def unseen_column(name: str) -> Column:
+    """Return the figure of all patients of a hospital that was held out."""
+    return Column("", f"{name}/all", "dice" if name in MASKED else "auroc")
+
+
+def worst(row: RowFigures, columns: Sequence[Column]) -> float | None:
+    """Return the lowest of some figures of a row; None where one is missing."""
+    found = [estimate_of(row, column) for column in columns]
+    values = [each.value for each in found if each is not None and each.value is not None]
+    return min(values) if len(values) == len(columns) else None
 
 
 def published_value(row: RowFigures, cell: str, column: Column) -> float | None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
-from sim.experiments.federations import LABELLED, MASKED, fedprox
+from sim.experiments.federations import LABELLED, LOCAL, MASKED, fedprox, group_without
 from sim.experiments.scales import HELD_OUT
 from sim.experiments.suites import ABLATIONS, ExperimentName
 from sim.experiments.summary import Contrast
@@ -45,12 +45,12 @@ def _federated() -> Iterator[Contrast]:
     """Compare the federation with what hospitals could have without it, and with what they cannot have."""
     for held_out in HELD_OUT:
         unseen = (f"{held_out}/all", "auroc" if held_out in LABELLED else "dice")
-        group = f"without-{held_out}"
+        group = group_without({held_out})
         yield Contrast("fedavg", "ensemble", (unseen,), groups=(group, group))
         for name in LABELLED if held_out in LABELLED else MASKED:
             if name != held_out:
-                yield Contrast("fedavg", f"local-{name}", (unseen,), groups=(group, "local"))
-    group = f"without-{HELD_OUT[0]}"
+                yield Contrast("fedavg", f"local-{name}", (unseen,), groups=(group, LOCAL))
+    group = group_without({HELD_OUT[0]})
     inside = tuple(
         (f"{name}/test", metric)
         for names, metric in ((LABELLED, "auroc"), (MASKED, "dice"))
@@ -62,4 +62,4 @@ def _federated() -> Iterator[Contrast]:
         yield Contrast("fedavg", other, everywhere, groups=(group, group))
     for name, metric in inside:
         site = name.partition("/")[0]
-        yield Contrast("fedavg", f"local-{site}", ((name, metric),), groups=(group, "local"))
+        yield Contrast("fedavg", f"local-{site}", ((name, metric),), groups=(group, LOCAL))

@@ -20,6 +20,8 @@ MASKED: Final = ("jsrt", "shenzhen", "montgomery")
 UNLABELLED: Final = ("cohen",)
 EVERYONE: Final = (*LABELLED, *MASKED, *UNLABELLED)
 MOST_IN_RAY: Final = 100
+WITHOUT: Final = "without-"  # begins the group of the rows for which a hospital is held out
+LOCAL: Final = "local"  # the group of hospitals alone
 CONVENTION: Final = "mediastinum_excluded"
 
 
@@ -42,6 +44,11 @@ def hospitals_table(scale: Scale) -> Iterator[AnyCase]:
             yield _run(fedprox(mu), scale, seed, {first}, {"strategy": "fedprox", "proximal-mu": mu})
         for epsilon in scale.epsilons:
             yield _private(epsilon, scale, seed, {first})
+
+
+def group_without(held_out: set[str]) -> str:
+    """Return the group of rows for which hospitals are held out."""
+    return WITHOUT + "-".join(sorted(held_out))
 
 
 def fedprox(mu: float) -> Row:
@@ -67,7 +74,7 @@ def _private(epsilon: float, scale: Scale, seed: int, held_out: set[str]) -> Fed
 
 
 def _local(name: str, scale: Scale, seed: int) -> FederatedCase:
-    return _run(f"local-{name}", scale, seed, set(EVERYONE) - {name}, group="local")
+    return _run(f"local-{name}", scale, seed, set(EVERYONE) - {name}, group=LOCAL)
 
 
 def _ensemble(scale: Scale, seed: int, held_out: str) -> EnsembleCase:
@@ -109,7 +116,7 @@ def _run(
         **budgets,
     }
     config = read_run_config({**values, **(changes or {})})
-    return FederatedCase(row=name, group=group or "without-" + "-".join(sorted(held_out)), config=config)
+    return FederatedCase(row=name, group=group or group_without(held_out), config=config)
 
 
 def many_sites(scale: Scale) -> Iterator[ScaleCase]:

@@ -17,6 +17,7 @@ from sim.experiments.figures import EpsilonPoint, budget_charts, budget_legend, 
 from sim.experiments.page_tables import (
     convergence_table,
     difference_table,
+    goal_table,
     grid_tables,
     health_table,
     heat_map,
@@ -67,7 +68,7 @@ def render(
 ) -> str:
     """Return the page; ValueError as `write_page`."""
     grid, federated = summary.experiment in _GRIDS, summary.experiment == "federated"
-    others = (scaling_table(summary), convergence_table(summary), health_table(summary))
+    others = (goal_table(summary), scaling_table(summary), convergence_table(summary), health_table(summary))
     by_epsilon = [
         (epsilon_chart(points, heading=name), epsilon_legend(points)) for name, points in (privacy or {}).items()
     ]

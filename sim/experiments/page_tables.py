@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from sim.experiments.cells import Column, cells_of, estimate_of, in_cell, published_value
+from sim.experiments.goals import in_words, met
 from sim.experiments.inference import Estimate
 from sim.experiments.summary import Difference, RowFigures, Summary
 from sim.experiments.tables import CROSS_CLASS, CROSS_MASK, HEALTH, IN_CLASS, IN_MASK
@@ -86,6 +87,19 @@ def difference_table(summary: Summary) -> Table:
     names = ("rows", "in", "figure")
     titles = ("difference", "95 % interval", "seeds", "p", "p, Holm")
     return Table("Planned comparisons", names, titles, tuple(lines))
+
+
+def goal_table(summary: Summary) -> Table:
+    """Return what was aimed at, and by how much it is reached or missed; those that are reached are marked."""
+    lines = [
+        Line(
+            (in_words(each.goal),),
+            (Cell(f"{each.asked:.3f}"), Cell(f"{each.found:.3f}"), Cell(_signed(each.by))),
+            "holds" if each.by >= 0 else "",
+        )
+        for each in met(summary)
+    ]
+    return Table("Goals", ("goal",), ("at least", "found", "difference"), tuple(lines))
 
 
 def heat_map(summary: Summary) -> Table:

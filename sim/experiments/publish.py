@@ -20,10 +20,12 @@ _BLOCK: Final = re.compile(r"(<!-- experiment ([a-z]+) ([a-z-]+) -->\n).*?(<!-- 
 TABLES: Final[dict[str, Callable[[Summary], str]]] = {
     "origin": tables.origin,
     "short": lambda summary: tables.grid_table(summary, tables.README),
+    "hospitals": tables.hospitals_short,
     "in-class": lambda summary: tables.grid_table(summary, tables.IN_CLASS, intervals=True),
     "in-mask": lambda summary: tables.grid_table(summary, tables.IN_MASK, intervals=True),
     "cross-class": lambda summary: tables.grid_table(summary, tables.CROSS_CLASS, intervals=True),
     "cross-mask": lambda summary: tables.grid_table(summary, tables.CROSS_MASK, intervals=True),
+    "goals": tables.goal_table,
     "health": tables.health_table,
     "differences": tables.difference_table,
     "sites": tables.site_table,

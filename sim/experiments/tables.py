@@ -5,7 +5,19 @@ from pathlib import Path
 from typing import Final
 
 from multimix.files import write_atomically
-from sim.experiments.cells import Column, cells_of, estimate_of, in_cell, published_value
+from sim.experiments.cells import (
+    Column,
+    cells_of,
+    estimate_of,
+    in_cell,
+    published_value,
+    unseen_column,
+    unseen_hospital,
+    worst,
+)
+from sim.experiments.federations import LABELLED, LOCAL, MASKED, group_without
+from sim.experiments.goals import in_words, met
+from sim.experiments.scales import HELD_OUT
 from sim.experiments.summary import RowFigures, Summary
 
 FILE: Final = "tables.md"
@@ -45,6 +57,9 @@ HEALTH: Final = (
     Column("nih14 spread", "nih14/test", "score_std"),
     Column("nih14 ECE", "nih14/test", "ece"),
 )
+CLASS_SITES: Final = tuple(Column(f"{name} AUROC", f"{name}/test", "auroc") for name in LABELLED)
+MASK_SITES: Final = tuple(Column(f"{name} Dice", f"{name}/test", "dice") for name in MASKED)
+SITES: Final = (*CLASS_SITES, *MASK_SITES)
 README: Final = (
     Column("chex Acc", "chex224/test", "accuracy", ("in_domain", "accuracy")),
     Column("bAcc", "chex224/test", "balanced_accuracy"),
@@ -153,19 +168,47 @@ def difference_table(summary: Summary) -> str:
     return markdown(["rows", "cell", "figure", "seeds", "difference (95 % interval)", "p", "p, Holm"], body)
 
 
-def site_table(summary: Summary) -> str:
-    """Return every row at every source: the cross-site matrix; AUROC where both classes are, and Dice."""
-    sets = sorted({name for row in summary.rows for name in row.figures if "@" not in name})
-    columns = [
-        Column(f"{name} {title}", name, metric)
-        for name in sets
-        for title, metric in (("AUROC", "auroc"), ("Dice", "dice"))
-        if any(estimate_of(row, Column("", name, metric)) for row in summary.rows)
-    ]
+def site_table(summary: Summary, groups: Sequence[str] = ()) -> str:
+    """Return rows at every hospital that is scored for its task, the worst of them, and the one held out.
+
+    `groups` chooses some, by who is held out; none is all.
+    """
+    body = []
+    for row in summary.rows:
+        if groups and row.group not in groups:
+            continue
+        unseen = unseen_hospital(row.group)
+        body.append(
+            [
+                row.row,
+                unseen or NOT_DONE,
+                str(len(row.seeds)),
+                *(_figure(row, column, intervals=False) for column in SITES),
+                *(_number(worst(row, columns)) for columns in (CLASS_SITES, MASK_SITES)),
+                _figure(row, unseen_column(unseen), intervals=True) if unseen else NOT_DONE,
+            ]
+        )
+    header = ["row", "held out", "seeds", *(column.title for column in SITES)]
+    return markdown([*header, "worst AUROC", "worst Dice", "the one held out, all patients"], body)
+
+
+def goal_table(summary: Summary) -> str:
+    """Return what was aimed at, and by how much it is reached or missed."""
     body = [
-        [row.row, row.group, *(_figure(row, column, intervals=False) for column in columns)] for row in summary.rows
+        [
+            in_words(each.goal),
+            f"{each.asked:.3f}",
+            f"{each.found:.3f}",
+            f"by {each.by:+.3f}" if each.by >= 0 else f"**missed by {-each.by:.3f}**",
+        ]
+        for each in met(summary)
     ]
-    return markdown(["row", "group", *(column.title for column in columns)], body)
+    return markdown(["goal", "at least", "found", "reached"], body)
+
+
+def hospitals_short(summary: Summary) -> str:
+    """Return what is compared with the federation: of one hospital held out, and of each alone."""
+    return site_table(summary, (group_without({HELD_OUT[0]}), LOCAL))
 
 
 def write_tables(summary: Summary, folder: Path) -> Path:
@@ -187,6 +230,8 @@ def write_tables(summary: Summary, folder: Path) -> Path:
         ):
             parts += [f"## {title}", grid_table(summary, columns, intervals=True)]
         parts += ["## Scores and pseudo-labels", health_table(summary)]
+    if met(summary):
+        parts += ["## Goals", goal_table(summary)]
     if summary.differences:
         parts += ["## Planned comparisons", difference_table(summary)]
     path = folder / FILE
@@ -196,6 +241,10 @@ def write_tables(summary: Summary, folder: Path) -> Path:
 
 def _has(row: RowFigures, columns: Sequence[Column]) -> bool:
     return any(estimate_of(row, column) is not None for column in columns)
+
+
+def _number(value: float | None) -> str:
+    return NOT_DONE if value is None else f"{value:.3f}"
 
 
 def _figure(row: RowFigures, column: Column, intervals: bool) -> str:  # noqa: FBT001
