@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import agent, audit, deployment, intake, privacy, site, step, store
+import torch
+
+from benchmarks import agent, audit, deployment, gpu, intake, privacy, site, step, store
 
 RESULTS = Path(__file__).parent / "results.json"
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,6 +38,7 @@ BENCHMARKS: dict[str, Callable[[], float | dict[str, float]]] = {
     "audit": audit.figures,
     "agent": agent.figures,
     "deployment": deployment.figures,
+    "gpu": gpu.figures,
     "make_run_s": make_run_s,
 }
 
@@ -49,6 +52,9 @@ def main(chosen: list[str]) -> None:
     for name in chosen or BENCHMARKS:
         if name == "run_overhead_fraction" and not data_folder().exists():
             print(f"{name} skipped: no radiographs in {data_folder()} (set MULTIMIX_DATA)")
+            continue
+        if name == "gpu" and not torch.cuda.is_available():
+            print("gpu skipped: torch sees none here")
             continue
         measured = BENCHMARKS[name]()
         figures = measured if isinstance(measured, dict) else {name: measured}

@@ -7,6 +7,7 @@ batch statistics, so the gradient of one patient's loss depends on that patient 
 Shapes: images are float32 [n, 1, S, S] in [0, 1]; S a multiple of 16, at least 32.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Literal
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from multimix.acceleration import EXACT, Acceleration
 from multimix.config import NetworkConfig
 from multimix.intensity import equalised
 from multimix.randomness import derive_seed, stream
@@ -152,6 +154,7 @@ class MultiMixNetwork(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
+        self.acceleration = EXACT
         self.encoder = Encoder(config.width, affine=config.norm_affine)
         deepest = config.width * 2 ** (BLOCKS - 1)
         self.classifier = Classifier(deepest, standardised=config.standardised) if config.classification else None
@@ -162,6 +165,11 @@ class MultiMixNetwork(nn.Module):
             else None
         )
 
+    def accelerate(self, acceleration: Acceleration) -> None:
+        """Compute differently from now on."""
+        self.acceleration = acceleration
+        acceleration.prepare(self, (module for module in self.modules() if isinstance(module, Block)))
+
     def shown(self, images: Tensor) -> Tensor:
         """Return images [n, 1, S, S] with the grey levels that this network reads; their gradient is passed through."""
         if self.config.intensity == "as-is":
@@ -170,22 +178,32 @@ class MultiMixNetwork(nn.Module):
 
     def encode(self, images: Tensor, dropout: Dropout | None = None) -> list[Tensor]:
         """Return the encoder's levels for images [n, 1, S, S]."""
-        levels: list[Tensor] = self.encoder(self.shown(images), dropout)
+        with self.acceleration.casting(images.device):
+            levels: list[Tensor] = self.encoder(self.shown(images), dropout)
         return levels
 
     def classify(self, levels: list[Tensor]) -> Tensor:
         """Return class logits [n, 2]; ValueError if this network has no classifier."""
         if self.classifier is None:
             raise ValueError("this network has no classifier (network.classification = false)")
-        logits: Tensor = self.classifier(levels)
-        return logits
+        with self.acceleration.casting(levels[-1].device):
+            logits: Tensor = self.classifier(levels)
+        return logits.float() if logits.dtype == torch.bfloat16 else logits
 
     def decode(self, levels: list[Tensor], bridge: Tensor | None, dropout: Dropout | None = None) -> Tensor:
         """Return mask logits [n, 1, S, S]; ValueError if this network has no decoder."""
         if self.decoder is None:
             raise ValueError("this network has no decoder (network.segmentation = false)")
-        logits: Tensor = self.decoder(levels, bridge, dropout)
-        return logits
+        with self.acceleration.casting(levels[-1].device):
+            logits: Tensor = self.decoder(levels, bridge, dropout)
+        return logits.float() if logits.dtype == torch.bfloat16 else logits
+
+
+def copy_of(network: MultiMixNetwork) -> MultiMixNetwork:
+    """Return a copy that computes as its original: a plain copy of a compiled network is not compiled."""
+    copied = copy.deepcopy(network)
+    copied.accelerate(network.acceleration)
+    return copied
 
 
 def new_network(config: NetworkConfig, seed: int) -> MultiMixNetwork:

@@ -46,7 +46,7 @@ def start(
         stdout=log,
         stderr=subprocess.STDOUT if log is not None else None,
         start_new_session=True,
-        preexec_fn=_end_with_parent,  # noqa: PLW1509  (one call into libc, no lock of Python's)
+        preexec_fn=end_with_parent,  # noqa: PLW1509  (one call into libc, no lock of Python's)
     )
 
 
@@ -117,7 +117,8 @@ def free_port() -> int:
         return port
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Ask Linux to end this process (SIGTERM) when the thread that started it ends; elsewhere do nothing."""
     if _libc is not None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -129,7 +130,7 @@ def descendants(pid: int) -> list[int]:
         if entry.name.isdigit():
             with suppress(OSError):
                 # After the name, which may hold blanks and brackets: state, then the parent.
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                parent = int((entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
                 children.setdefault(parent, []).append(int(entry.name))
     found, waiting = [], [pid]
     while waiting:

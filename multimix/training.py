@@ -4,7 +4,6 @@ No state survives a round. The optimiser is fresh, the teacher is the incoming m
 and schedules are functions of the step's number in the whole run, so a resumed run repeats the uninterrupted one.
 """
 
-import copy
 import math
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from multimix.batches import Drawn, TrainingData, draw_rows, make_batch, slots
 from multimix.config import MethodConfig, ObjectiveConfig, OptimiserConfig
 from multimix.contract.messages import MODULES, LocalWork, Teachers
 from multimix.errors import InputError
-from multimix.network import Dropout, MultiMixNetwork
+from multimix.network import Dropout, MultiMixNetwork, copy_of
 from multimix.objective import Batch, Slots, losses, targets
 
 _FINAL_LEARNING_RATE = 0.05  # of the cosine schedule, as a share of the first
@@ -115,7 +114,7 @@ def train(
     device = next(network.parameters()).device
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     anchors = [parameter.detach().clone() for parameter in parameters]
-    teacher = network if method.objective.teacher == "student" else copy.deepcopy(network)
+    teacher = network if method.objective.teacher == "student" else copy_of(network)
     optimiser = torch.optim.AdamW(parameters, weight_decay=method.optimiser.weight_decay)
     planned = slots(method, work.images_per_group)
     outcome, sums, counts = Training(), dict[str, float](), dict[str, int]()

@@ -18,7 +18,7 @@ import httpx
 
 from multimix.contract.run_config import RunConfig, Scalar
 from multimix.errors import InputError
-from multimix.processes import free_port, installed, stop
+from multimix.processes import free_port, installed, start, stop
 from multimix.training import resolve_device
 from server.production import FEDERATION
 from server.runs import APP_ROOT, finished_since, toml
@@ -86,17 +86,15 @@ def superlink(home: Path) -> Iterator[dict[str, str]]:
     }
     log_file = home / "superlink.log"
     with log_file.open("wb") as log:
-        process = subprocess.Popen(
+        process = start(
             [
                 *(installed("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"),
                 *("--disable-runtime-dependency-installation", "--host", "127.0.0.1", "--port", str(port)),
                 *("--control-api-address", f"127.0.0.1:{control}"),
             ],
-            cwd=APP_ROOT,
             env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+            cwd=APP_ROOT,
+            log=log,
         )
     try:
         _wait_until_ready(process, port, log_file)

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Any, Self
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -21,6 +21,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from multimix.contract.run_config import Scalar
+from multimix.processes import end_with_parent
 
 App = Callable[[Message, Context], Message]
 
@@ -147,6 +148,9 @@ class InProcessGrid(Grid):
 def _leave_interrupts() -> None:
     """Let the first process alone answer Ctrl-C: it saves, and stops the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+    if (parent := parent_process()) is not None and not parent.is_alive():  # it died before that
+        os._exit(1)
 
 
 def _result(future: Future[Message], order: Message) -> Message:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import gpu
 from benchmarks.privacy import clipped_sum_difference, noise_std_error
 from benchmarks.step import RELEASED_GFLOP_5X10_256PX, flop_figures, gradient_difference
 
@@ -28,6 +29,17 @@ def test_the_clipped_sum_is_that_of_one_patient_at_a_time():
 
 def test_the_noise_of_a_million_coordinates_has_the_standard_deviation_of_the_plan():
     assert noise_std_error() < 0.01
+
+
+@pytest.mark.slow
+def test_what_is_measured_on_a_gpu_can_be_measured_on_a_cpu(monkeypatch):
+    uncompiled = {name: each for name, each in gpu.CHOICES.items() if not each.compiled}
+    monkeypatch.setattr(gpu, "CHOICES", uncompiled)
+    monkeypatch.setattr(gpu, "PACKED", (2,))
+    found = gpu.figures(device="cpu", image_size=32, images_per_group=2)
+    assert found["gpu_gradient_error_exact"] == 0
+    assert all(found[f"gpu_gradient_error_{name}"] > 0 for name in uncompiled if name != "exact")
+    assert all(value > 0 for name, value in found.items() if "error" not in name)
 
 
 def test_the_committed_results_are_a_flat_map_from_key_to_number():

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from multimix.acceleration import EXACT, Acceleration
 from multimix.contract.messages import LocalWork
 from multimix.data.store import Store
 from multimix.network import MultiMixNetwork, new_network
@@ -24,7 +25,13 @@ class Trained:
     training: Training
 
 
-def train_case(case: CentralCase, store: Store, *, progress: Callable[[int], None] | None = None) -> Trained:
+def train_case(
+    case: CentralCase,
+    store: Store,
+    *,
+    acceleration: Acceleration = EXACT,
+    progress: Callable[[int], None] | None = None,
+) -> Trained:
     """Train a case from nothing; `progress` is told how many steps are done.
 
     Raises:
@@ -38,6 +45,7 @@ def train_case(case: CentralCase, store: Store, *, progress: Callable[[int], Non
         shared=case.method.objective.share_unlabelled,
     )
     network = new_network(case.method.network, case.seed).to(resolve_device("auto"))
+    network.accelerate(acceleration)
     work = LocalWork(steps=case.steps, images_per_group=case.images_per_group, total_steps=case.steps)
     return Trained(network, train(network, data, case.method, work, seed=case.seed, progress=progress))
 

@@ -36,6 +36,8 @@ Only = Annotated[list[str] | None, typer.Option(help="Do this case alone; again 
 Replicates = Annotated[int, typer.Option(min=10, help="Draws of patients for every interval and test.")]
 Publish = Annotated[bool, typer.Option(help="Write figures and tables into README and docs of this checkout.")]
 
+_ON_A_GPU = "{}, in central training; slower on a CPU but for --compiled. The manifest says so."
+
 
 def experiment(
     name: Name,
@@ -48,6 +50,9 @@ def experiment(
     only: Only = None,
     replicates: Replicates = 1000,
     publish: Publish = False,
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help=_ON_A_GPU.format("Convolve in bfloat16"))] = False,
+    channels_last: Annotated[bool, typer.Option("--channels-last", help=_ON_A_GPU.format("That layout"))] = False,
+    compiled: Annotated[bool, typer.Option("--compiled", help=_ON_A_GPU.format("Compile blocks"))] = False,
     list_cases: Annotated[bool, typer.Option("--list", help="Name the cases; do nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, progress to stderr.")] = False,
 ) -> None:
@@ -57,8 +62,10 @@ def experiment(
     Exit codes: 0 finished, 2 the input cannot be used, 3 some cases are left, 130 interrupted.
     """
     with explained(interrupted="finished cases are kept; run the same command again"):
+        from multimix.acceleration import Acceleration  # noqa: PLC0415
         from sim.experiments.case import case_name  # noqa: PLC0415
         from sim.experiments.publish import publish as write_into  # noqa: PLC0415
+        from sim.experiments.publish import refuse_elsewhere  # noqa: PLC0415
         from sim.experiments.runner import Order, run_experiment  # noqa: PLC0415  (torch)
 
         order = Order(
@@ -71,7 +78,12 @@ def experiment(
             minutes=minutes,
             only=tuple(only or ()),
             replicates=replicates,
+            acceleration=Acceleration(
+                precision="bfloat16" if bfloat16 else "float32", channels_last=channels_last, compiled=compiled
+            ),
         )
+        if publish:
+            refuse_elsewhere(Path.cwd())
         if list_cases:
             typer.echo("\n".join(case_name(case) for case in order.cases()))
             return

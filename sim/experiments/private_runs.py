@@ -16,16 +16,18 @@ _FIGURES: Final = (
 
 def privacy_points(runs: Path) -> dict[str, list[EpsilonPoint]]:
     """Return the points of each chart, by its heading; none where no run with and none without privacy is there."""
-    results = [found for folder in sorted(runs.glob("*/")) if (found := _read(folder)) is not None]
+    read = (_read(folder) for folder in sorted(runs.glob("*/")))
+    results = [each for each in read if each is not None and each.status == "finished"]
     private = [each for each in results if each.config.get("dp") == "patient"]
     like = [each for each in results if each.config.get("dp") == "none" and _same_task(each, private)]
-    if not private or not like:
+    private = [each for each in private if _same_task(each, like)]
+    if not private:
         return {}
     return {
         heading: [
             EpsilonPoint(_epsilon(each), value, None, None, site)
             for each in (*private, *like)
-            if (value := each.sites[site].metrics.get(metric)) is not None
+            if site in each.sites and (value := each.sites[site].metrics.get(metric)) is not None
         ]
         for heading, site, metric in _FIGURES
     }
@@ -39,8 +41,8 @@ def _read(folder: Path) -> Results | None:
 
 
 def _same_task(one: Results, others: list[Results]) -> bool:
-    """Whether a run differs from private ones in its privacy alone: preset, images and who is held out are the same."""
-    keys = ("preset", "image-size", "hold-out", "labels", "masks")
+    """Whether a run differs from one of the others in its privacy alone."""
+    keys = ("data", "preset", "row", "width", "image-size", "hold-out", "labels", "masks")
     return any(all(one.config.get(key) == other.config.get(key) for key in keys) for other in others)
 
 

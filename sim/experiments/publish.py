@@ -40,8 +40,7 @@ def publish(summary: Summary, root: Path) -> None:
     Raises:
         InputError: `not_a_checkout`.
     """
-    if not all((root / document).exists() for document in DOCUMENTS):
-        raise InputError("not_a_checkout", f"{root} is no checkout of the repository: run this in one.")
+    refuse_elsewhere(root)
     folder = root / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     text = summary.model_dump_json(indent=1) + "\n"
@@ -51,6 +50,12 @@ def publish(summary: Summary, root: Path) -> None:
         new = filled_in(old, {summary.experiment: summary})
         if new != old:
             write_atomically(root / document, new.encode(), mode=0o644)
+
+
+def refuse_elsewhere(root: Path) -> None:
+    """Raise InputError `not_a_checkout` where there is nothing to write into."""
+    if not all((root / document).exists() for document in DOCUMENTS):
+        raise InputError("not_a_checkout", f"{root} is no checkout of the repository: run this in one.")
 
 
 def published_summaries(root: Path) -> dict[str, Summary]:

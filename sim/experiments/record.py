@@ -7,6 +7,7 @@ from typing import Final
 
 from pydantic import AwareDatetime, Field, ValidationError
 
+from multimix.acceleration import EXACT, Acceleration
 from multimix.config import Frozen
 from multimix.files import write_atomically
 from sim.experiments.case import AnyCase, Case, case_sha256
@@ -27,6 +28,7 @@ class CaseRecord(Frozen):
     code: str
     software: dict[str, str]
     device: str
+    acceleration: Acceleration = EXACT  # of a central case's training
     finished: AwareDatetime
     train_s: float
     score_s: float

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from multimix.acceleration import EXACT, Acceleration
 from server.runs import APP_ROOT
 from sim.experiments.case import AnyCase, case_name
 from sim.experiments.contrasts import contrasts_of
@@ -37,6 +38,7 @@ class Order:
     minutes: float | None = None
     only: tuple[str, ...] = ()
     replicates: int = 1000
+    acceleration: Acceleration = EXACT
 
     @property
     def folder(self) -> Path:
@@ -46,7 +48,9 @@ class Order:
     @property
     def place(self) -> Place:
         """Where its cases work: experiments of a scale share them, so none is done twice."""
-        return Place(data=self.data, out=self.out / self.scale / CASES, cache=self.cache)
+        return Place(
+            data=self.data, out=self.out / self.scale / CASES, cache=self.cache, acceleration=self.acceleration
+        )
 
     def cases(self) -> list[AnyCase]:
         """Return what there is to do; RunConfigError `case_unknown`."""

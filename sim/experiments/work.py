@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from multimix.acceleration import EXACT, Acceleration
 from multimix.config import MethodConfig
 from multimix.contract.run_config import RunConfig
 from multimix.data.sampling import union
@@ -48,6 +49,7 @@ class Place:
     out: Path
     cache: Path
     workers: int = 1  # processes of one federation
+    acceleration: Acceleration = EXACT  # of central training
 
     def folder(self, case: AnyCase) -> Path:
         """Return the folder of a case."""
@@ -101,6 +103,7 @@ def do(case: AnyCase, place: Place, *, told: Told | None = None) -> CaseRecord:
         code=code_version(),
         software=software(),
         device=str(resolve_device("auto")),
+        acceleration=place.acceleration if isinstance(case, CentralCase) else EXACT,
         finished=datetime.now(UTC),
         train_s=outcome.train_s,
         score_s=outcome.score_s,
@@ -123,7 +126,10 @@ def _outcome(case: AnyCase, place: Place, store: Store, folder: Path, told: Told
         return _ensemble(case, place, store)
     if isinstance(case, ScaleCase):
         return _scaling(case, place, folder)
-    outcome = _on_lungs(case, case.lungs_by, place, store) if case.lungs_by is not None else _central(case, store, told)
+    if case.lungs_by is not None:
+        outcome = _on_lungs(case, case.lungs_by, place, store)
+    else:
+        outcome = _central(case, place, store, told)
     if outcome.network is not None:
         save_model(folder / MODEL, export(outcome.network), outcome.network.config, fit="stretch")
     return outcome
@@ -133,10 +139,10 @@ def _on_lungs(case: CentralCase, lungs_by: MethodConfig, place: Place, store: St
     """Train the U-Net, cut, then do the case on what was cut."""
     started = time.monotonic()
     first = case.model_copy(update={"method": lungs_by, "labels": 0, "masks": case.lungs_masks, "lungs_by": None})
-    network = train_case(first, store).network
+    network = train_case(first, store, acceleration=place.acceleration).network
     with cut_to_lungs(store, network, place.cache) as lungs:
         drawn = time.monotonic()
-        outcome = _central(case, lungs, None)
+        outcome = _central(case, place, lungs, None)
     outcome.train_s += drawn - started
     return outcome
 
@@ -155,7 +161,7 @@ def _baseline(case: BaselineCase, place: Place, store: Store) -> _Outcome:
 
 def _scaling(case: ScaleCase, place: Place, folder: Path) -> _Outcome:
     started = time.monotonic()
-    for old in folder.glob("run*"):  # of a run that was interrupted
+    for old in folder.glob("run*/"):  # of a run that was interrupted
         shutil.rmtree(old)
     scaling = measure(place.config(case), case.row, folder)
     return _Outcome(None, {}, train_s=time.monotonic() - started, score_s=0.0, scaling=scaling)
@@ -172,9 +178,9 @@ def _ensemble(case: EnsembleCase, place: Place, store: Store) -> _Outcome:
     return _Outcome(None, scores, train_s=0.0, score_s=time.monotonic() - started)
 
 
-def _central(case: CentralCase, store: Store, told: Told | None) -> _Outcome:
+def _central(case: CentralCase, place: Place, store: Store, told: Told | None) -> _Outcome:
     started = time.monotonic()
-    trained = train_case(case, store, progress=told)
+    trained = train_case(case, store, acceleration=place.acceleration, progress=told)
     middle = time.monotonic()
     return _Outcome(
         trained.network,
