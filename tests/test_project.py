@@ -2,7 +2,12 @@
 
 import re
 import tomllib
+from importlib.metadata import entry_points
 from pathlib import Path
+
+import click
+import pytest
+import typer
 
 from multimix.contract.run_config import RunConfig
 from multimix.version import __version__
@@ -77,3 +82,19 @@ def test_the_committed_run_on_real_radiographs_reaches_what_the_issue_asks():
 
 def test_the_readme_has_no_placeholder_left():
     assert "@@" not in README
+
+
+def arguments(command, path):
+    """Every argument of a command and of those below it."""
+    yield from ((path, each) for each in command.params if isinstance(each, click.Argument))
+    for name, below in getattr(command, "commands", {}).items():
+        yield from arguments(below, f"{path} {name}")
+
+
+@pytest.mark.parametrize("name", ["multimix-sim", "multimix-site", "multimix-server", "multimix-audit"])
+def test_every_argument_of_a_command_is_explained(name):
+    # typer 0.20 loses the help of arguments to click 8.5.
+    (entry,) = entry_points(group="console_scripts", name=name)
+    found = list(arguments(typer.main.get_command(entry.load()), name))
+    assert found
+    assert [f"{path} {each.name}" for path, each in found if not each.help] == []

@@ -21,7 +21,7 @@ Name = Annotated[
     ExperimentName,
     typer.Argument(
         help="paper: the paper's table. ablation: `modern` with one thing changed. federated: the hospitals' table. "
-        "scale: what a round of up to 1,000 sites takes."
+        "scale: what a round of up to 1,000 sites takes.",
     ),
 ]
 Data = Annotated[Path, typer.Option(envvar="MULTIMIX_DATA", help="Folder with chex224/ and cxr/.")]
@@ -36,7 +36,10 @@ Only = Annotated[list[str] | None, typer.Option(help="Do this case alone; again 
 Replicates = Annotated[int, typer.Option(min=10, help="Draws of patients for every interval and test.")]
 Publish = Annotated[bool, typer.Option(help="Write figures and tables into README and docs of this checkout.")]
 
-_ON_A_GPU = "{}, in central training; slower on a CPU but for --compiled. The manifest says so."
+_NOTED = "Central cases only, and their manifests say so."
+Bfloat16 = Annotated[bool, typer.Option("--bfloat16", help=f"On a GPU: train in bfloat16. {_NOTED}")]
+ChannelsLast = Annotated[bool, typer.Option("--channels-last", help=f"On a GPU: train in that layout. {_NOTED}")]
+Compiled = Annotated[bool, typer.Option("--compiled", help=f"Train compiled; begins minutes later. {_NOTED}")]
 
 
 def experiment(
@@ -50,9 +53,9 @@ def experiment(
     only: Only = None,
     replicates: Replicates = 1000,
     publish: Publish = False,
-    bfloat16: Annotated[bool, typer.Option("--bfloat16", help=_ON_A_GPU.format("Convolve in bfloat16"))] = False,
-    channels_last: Annotated[bool, typer.Option("--channels-last", help=_ON_A_GPU.format("That layout"))] = False,
-    compiled: Annotated[bool, typer.Option("--compiled", help=_ON_A_GPU.format("Compile blocks"))] = False,
+    bfloat16: Bfloat16 = False,
+    channels_last: ChannelsLast = False,
+    compiled: Compiled = False,
     list_cases: Annotated[bool, typer.Option("--list", help="Name the cases; do nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, progress to stderr.")] = False,
 ) -> None:
