@@ -21,6 +21,13 @@ class Acceleration(Frozen):
     channels_last: bool = False  # layout of weights and features
     compiled: bool = False  # each block of two convolutions as one kernel (torch.compile)
 
+    @property
+    def in_words(self) -> str:
+        """What is not exact, to stand behind the name of a device; empty where all is."""
+        chosen: list[str] = [self.precision] if self.precision != "float32" else []
+        chosen += [name for name in ("channels_last", "compiled") if getattr(self, name)]
+        return "".join(f", {name}" for name in chosen)
+
     @contextmanager
     def casting(self, device: torch.device) -> Iterator[None]:
         """Compute in the chosen precision."""

@@ -95,3 +95,8 @@ def test_what_is_compiled_are_all_blocks_of_the_network_and_of_its_copy(monkeypa
     assert compiled == [*made.encoder.blocks, *made.decoder.blocks]
     copied = copy_of(made)
     assert compiled[9:] == [*copied.encoder.blocks, *copied.decoder.blocks]
+
+
+def test_what_is_not_exact_is_told_with_the_device():
+    assert EXACT.in_words == ""
+    assert Acceleration(precision="bfloat16", channels_last=True).in_words == ", bfloat16, channels_last"

@@ -50,6 +50,7 @@ class FederatedCase(Frozen):
     row: Row
     group: str  # who is held out
     config: RunConfig  # data, cache and out are filled in by who runs it
+    method: MethodConfig  # what its preset means
     from_phantoms: bool = False  # begin with a public model, taught by phantoms
 
     @property

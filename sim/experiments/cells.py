@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sim.experiments.federations import MASKED, WITHOUT
+from sim.experiments.federations import WITHOUT
 from sim.experiments.inference import Estimate
+from sim.experiments.owners import MASKED
 from sim.experiments.published import beside
 from sim.experiments.summary import RowFigures, Summary
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Final
 
-from sim.experiments.federations import LABELLED, LOCAL, MASKED, fedprox, group_without
+from sim.experiments.federations import LOCAL, fedprox, group_without
+from sim.experiments.owners import LABELLED, MASKED
 from sim.experiments.scales import HELD_OUT
 from sim.experiments.suites import ABLATIONS, ExperimentName
 from sim.experiments.summary import Contrast

@@ -1,13 +1,16 @@
 """How soon a federation is nearly as good as it gets, and what has travelled until then."""
 
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from multimix.config import Frozen
 from multimix.contract.messages import MODULES, module_of
 from multimix.network import MultiMixNetwork
 from server.results import Results, RoundResult
+from sim.experiments.owners import LABELLED, MASKED
 
 SHARE: Final = 0.95  # of the last figure; of an AUROC, of what it has above chance
+OWNERS: Final[Mapping[str, Sequence[str]]] = {"auroc": LABELLED, "dice": MASKED}
 _CHANCE: Final = {"auroc": 0.5, "dice": 0.0}
 
 
@@ -19,11 +22,16 @@ class Convergence(Frozen):
     last: float
 
 
-def convergence(results: Results, network: MultiMixNetwork) -> dict[str, Convergence]:
-    """Return it for each figure that sites sent; a round's figures are of the model before it."""
+def convergence(
+    results: Results, network: MultiMixNetwork, owners: Mapping[str, Sequence[str]] = OWNERS
+) -> dict[str, Convergence]:
+    """Return it for AUROC at the sites with labels and Dice at those with masks of one convention: `owners`.
+
+    A round's figures are of the model before it, so the last ones are of the model before the last round.
+    """
     found = {}
     for metric, chance in _CHANCE.items():
-        curve = [_mean(each, metric) for each in results.rounds]
+        curve = [_mean(each, metric, owners[metric]) for each in results.rounds]
         last = next((value for value in reversed(curve) if value is not None), None)
         if last is None or last <= chance:
             continue
@@ -34,8 +42,9 @@ def convergence(results: Results, network: MultiMixNetwork) -> dict[str, Converg
     return found
 
 
-def _mean(result: RoundResult, metric: str) -> float | None:
-    values = [value for site in result.sites.values() if (value := site.metrics.get(metric)) is not None]
+def _mean(result: RoundResult, metric: str, owners: Sequence[str]) -> float | None:
+    sites = (result.sites[name] for name in owners if name in result.sites)
+    values = [value for site in sites if (value := site.metrics.get(metric)) is not None]
     return sum(values) / len(values) if values else None
 
 

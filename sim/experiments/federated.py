@@ -14,12 +14,14 @@ import numpy as np
 from multimix.contract.run_config import PRETRAINING_DEFAULTS, RunConfig, Scalar, read_run_config
 from multimix.data.hospitals import Hospital
 from multimix.data.store import Store
-from multimix.errors import CheckpointError
+from multimix.errors import CheckpointError, InputError
+from multimix.files import write_atomically
 from multimix.network import MultiMixNetwork
 from multimix.weights import load_model
 from server.checkpoint import FILE as CHECKPOINT
 from server.job import MODEL
 from server.results import Results
+from sim.experiments.case import AnyCase, case_sha256
 from sim.experiments.scores import Scores, score
 from sim.experiments.sources import ScoredSet
 from sim.pretrain import FILE as PUBLIC
@@ -27,6 +29,7 @@ from sim.pretrain import pretrain
 from sim.run import hospitals_of, simulate
 
 RUN: Final = "run"  # the run folder inside a case's
+BEGUN: Final = "begun.txt"  # which case, by which code
 PHANTOMS: Final = "phantoms"  # and that of the public model it begins with
 
 
@@ -42,6 +45,23 @@ def phantom_model(config: RunConfig, folder: Path, *, workers: int) -> Path:
             workers=workers,
         )
     return path
+
+
+def keep_if_of(folder: Path, case: AnyCase, code: str) -> None:
+    """Remove what was begun in a case's folder unless it is of this very case, by this code."""
+    mark, key = folder / BEGUN, f"{case_sha256(case)} {code}"
+    if not mark.exists() or mark.read_text() != key:
+        for old in (RUN, PHANTOMS):
+            shutil.rmtree(folder / old, ignore_errors=True)
+        write_atomically(mark, key.encode())
+
+
+def refuse_gaps(results: Results) -> None:
+    """Raise InputError `site_left_out` unless every hospital's update counted in every round."""
+    for each in results.rounds:
+        for name, site in each.sites.items():
+            if site.state != "accepted":
+                raise InputError("site_left_out", f"{name} was {site.state} in round {each.round}: it is not compared.")
 
 
 def run_federation(config: RunConfig, folder: Path, *, workers: int) -> tuple[MultiMixNetwork, Results]:

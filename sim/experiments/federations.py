@@ -12,13 +12,9 @@ from sim.experiments.case import (
     ScaleCase,
     baselines_of,
 )
+from sim.experiments.owners import EVERYONE, LABELLED, MASKED
 from sim.experiments.scales import Scale
 
-# Who owns what: two hospitals have labels only, two or three masks only, one neither.
-LABELLED: Final = ("kermany", "nih14")
-MASKED: Final = ("jsrt", "shenzhen", "montgomery")
-UNLABELLED: Final = ("cohen",)
-EVERYONE: Final = (*LABELLED, *MASKED, *UNLABELLED)
 MOST_IN_RAY: Final = 100
 WITHOUT: Final = "without-"  # begins the group of the rows for which a hospital is held out
 LOCAL: Final = "local"  # the group of hospitals alone
@@ -116,7 +112,7 @@ def _run(
         **budgets,
     }
     config = read_run_config({**values, **(changes or {})})
-    return FederatedCase(row=name, group=group or group_without(held_out), config=config)
+    return FederatedCase(row=name, group=group or group_without(held_out), config=config, method=config.method())
 
 
 def many_sites(scale: Scale) -> Iterator[ScaleCase]:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from sim.experiments.cells import Column, cells_of, estimate_of, unseen_column
-from sim.experiments.federations import LABELLED, LOCAL, MASKED, group_without
+from sim.experiments.federations import LOCAL, group_without
+from sim.experiments.owners import LABELLED, MASKED
 from sim.experiments.scales import HELD_OUT
 from sim.experiments.summary import Summary
 
@@ -50,6 +51,7 @@ class Met:
     goal: Goal
     found: float
     asked: float
+    seeds: tuple[int, ...]  # how many the figure is the mean of, and how many that of the other row
 
     @property
     def by(self) -> float:
@@ -74,17 +76,28 @@ def in_words(goal: Goal) -> str:
 
 def _met(summary: Summary, goal: Goal) -> Met | None:
     found = _value(summary, goal.place, goal.column)
-    others = [value for place in goal.than if (value := _value(summary, place, goal.column)) is not None]
+    others = [each for place in goal.than if (each := _value(summary, place, goal.column)) is not None]
     if found is None or (goal.than and not others):
         return None
-    return Met(goal, found, max(others) - goal.margin if goal.than else goal.least)
+    value, seeds = found
+    if not goal.than:
+        return Met(goal, value, goal.least, (seeds,))
+    best, their_seeds = max(others)
+    return Met(goal, value, best - goal.margin, (seeds, their_seeds))
 
 
-def _value(summary: Summary, place: Place, column: Column) -> float | None:
+def _value(summary: Summary, place: Place, column: Column) -> tuple[float, int] | None:
+    """Return a figure and the number of its seeds."""
     for row in summary.rows:
-        if (row.row, row.group) == place and (estimate := estimate_of(row, column)) is not None:
-            return estimate.value
+        estimate = estimate_of(row, column) if (row.row, row.group) == place else None
+        if estimate is not None and estimate.value is not None:
+            return estimate.value, len(row.seeds)
     return None
+
+
+def seeds_in_words(found: Met) -> str:
+    """Return how many seeds the figures are means of: one number, or two where rows have not as many."""
+    return " against ".join(map(str, dict.fromkeys(found.seeds)))
 
 
 def _paper(summary: Summary) -> Iterator[Goal]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from sim.experiments.cells import Column, cells_of, estimate_of, in_cell, published_value
-from sim.experiments.goals import in_words, met
-from sim.experiments.inference import Estimate
+from sim.experiments.goals import in_words, met, seeds_in_words
+from sim.experiments.inference import Estimate, p_in_words
 from sim.experiments.summary import Difference, RowFigures, Summary
 from sim.experiments.tables import CROSS_CLASS, CROSS_MASK, HEALTH, IN_CLASS, IN_MASK
 
@@ -94,12 +94,12 @@ def goal_table(summary: Summary) -> Table:
     lines = [
         Line(
             (in_words(each.goal),),
-            (Cell(f"{each.asked:.3f}"), Cell(f"{each.found:.3f}"), Cell(_signed(each.by))),
+            (Cell(seeds_in_words(each)), Cell(f"{each.asked:.3f}"), Cell(f"{each.found:.3f}"), Cell(_signed(each.by))),
             "holds" if each.by >= 0 else "",
         )
         for each in met(summary)
     ]
-    return Table("Goals", ("goal",), ("at least", "found", "difference"), tuple(lines))
+    return Table("Goals", ("goal",), ("seeds", "at least", "found", "difference"), tuple(lines))
 
 
 def heat_map(summary: Summary) -> Table:
@@ -134,7 +134,7 @@ def convergence_table(summary: Summary) -> Table:
         for row in summary.rows
         for metric, each in sorted(row.convergence.items())
     ]
-    titles = ("last", "rounds to 95 %", "MiB sent until then")
+    titles = ("before the last round", "rounds to 95 %", "MiB sent until then")
     return Table("Rounds and bytes", ("row", "group", "validation"), titles, tuple(lines))
 
 
@@ -205,8 +205,8 @@ def _difference(each: Difference) -> Line:
             Cell(_signed(compared.difference)),
             Cell(f"{_signed(compared.low)} to {_signed(compared.high)}"),
             Cell(str(len(each.seeds))),
-            Cell(f"{compared.p:.3f}"),
-            Cell(f"{each.p_holm:.3f}"),
+            Cell(p_in_words(compared.p)),
+            Cell(p_in_words(each.p_holm)),
         ),
         "holds" if each.p_holm < _SIGNIFICANT else "",
     )

@@ -38,6 +38,11 @@ class Scores:
         return np.isin(self.label, (0, 1)) & ~np.isnan(self.probability)
 
     @property
+    def both_classes(self) -> bool:
+        """Whether there are images of both classes: else a classifier is not scored."""
+        return bool(set(self.label[self.labelled].tolist()) == {0, 1})
+
+    @property
     def masked(self) -> npt.NDArray[np.bool_]:
         """Images that are scored for the mask."""
         return ~np.isnan(self.measures[:, 0])

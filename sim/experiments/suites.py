@@ -5,7 +5,7 @@ from typing import Final, Literal
 
 from multimix.config import MethodConfig, RowName, preset, row
 from multimix.errors import RunConfigError
-from sim.experiments.case import AnyCase, CentralCase, Row, baselines_of, case_name, needs
+from sim.experiments.case import AnyCase, BaselineCase, CentralCase, Row, baselines_of, case_name, needs
 from sim.experiments.federations import hospitals_table, many_sites
 from sim.experiments.scales import SCALES, Cell, Scale, ScaleName
 
@@ -77,9 +77,10 @@ def _central(name: Row, method: MethodConfig, scale: Scale, cell: Cell, seed: in
     )
 
 
-def _ablation(scale: Scale) -> Iterator[CentralCase]:
-    """Yield `modern` and, with one thing changed, its variants, in the first cell."""
+def _ablation(scale: Scale) -> Iterator[CentralCase | BaselineCase]:
+    """Yield `modern` and, with one thing changed, its variants, in the first cell, after what needs no network."""
     modern, cell, seed = _methods(scale)["modern"], scale.cells[0], scale.seeds[0]
+    yield from baselines_of(_central("paper", _methods(scale)["paper"], scale, cell, seed))
     yield _central("modern", modern, scale, cell, seed)
     for name, section, changes in ABLATIONS:
         yield _central(name, _changed(modern, section, changes), scale, cell, seed)

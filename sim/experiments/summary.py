@@ -121,7 +121,7 @@ def _row(group: str, row: str, finished: Sequence[_Finished], replicates: int) -
     for name in [name for name in finished[0].scores if all(name in each.scores for each in finished)]:
         models = [each.scores[name] for each in finished]
         metrics = [
-            *(CLASS_METRICS if models[0].labelled.any() else ()),
+            *(CLASS_METRICS if models[0].both_classes else ()),
             *(MASK_METRICS if models[0].masked.any() else ()),
         ]
         if metrics:

@@ -15,8 +15,10 @@ from sim.experiments.cells import (
     unseen_hospital,
     worst,
 )
-from sim.experiments.federations import LABELLED, LOCAL, MASKED, group_without
-from sim.experiments.goals import in_words, met
+from sim.experiments.federations import LOCAL, group_without
+from sim.experiments.goals import in_words, met, seeds_in_words
+from sim.experiments.inference import p_in_words
+from sim.experiments.owners import LABELLED, MASKED
 from sim.experiments.scales import HELD_OUT
 from sim.experiments.summary import RowFigures, Summary
 
@@ -119,7 +121,9 @@ def convergence_table(summary: Summary) -> str:
         for row in summary.rows
         for metric, found in sorted(row.convergence.items())
     ]
-    return markdown(["row", "group", "validation", "last", "rounds to 95 %", "MiB sent until then"], body)
+    return markdown(
+        ["row", "group", "validation", "before the last round", "rounds to 95 %", "MiB sent until then"], body
+    )
 
 
 def scaling_table(summary: Summary) -> str:
@@ -160,8 +164,8 @@ def difference_table(summary: Summary) -> str:
             f"{each.set} {each.metric}",
             str(len(each.seeds)),
             f"{each.comparison.difference:+.3f} ({each.comparison.low:+.3f} to {each.comparison.high:+.3f})",
-            f"{each.comparison.p:.3f}",
-            f"{each.p_holm:.3f}",
+            p_in_words(each.comparison.p),
+            p_in_words(each.p_holm),
         ]
         for each in summary.differences
     ]
@@ -197,13 +201,14 @@ def goal_table(summary: Summary) -> str:
     body = [
         [
             in_words(each.goal),
+            seeds_in_words(each),
             f"{each.asked:.3f}",
             f"{each.found:.3f}",
             f"by {each.by:+.3f}" if each.by >= 0 else f"**missed by {-each.by:.3f}**",
         ]
         for each in met(summary)
     ]
-    return markdown(["goal", "at least", "found", "reached"], body)
+    return markdown(["goal", "seeds", "at least", "found", "reached"], body)
 
 
 def hospitals_short(summary: Summary) -> str:

@@ -30,7 +30,17 @@ from sim.experiments.case import (
 from sim.experiments.central import score_case, train_case
 from sim.experiments.convergence import Convergence, convergence
 from sim.experiments.ensemble import score_ensemble
-from sim.experiments.federated import PHANTOMS, RUN, phantom_model, run_federation, score_everywhere, sets_of
+from sim.experiments.federated import (
+    PHANTOMS,
+    RUN,
+    keep_if_of,
+    phantom_model,
+    refuse_gaps,
+    run_federation,
+    score_everywhere,
+    sets_of,
+)
+from sim.experiments.federations import LOCAL
 from sim.experiments.lungs import cut_to_lungs
 from sim.experiments.record import MODEL, SCORES, CaseRecord, finished, software, write_record
 from sim.experiments.scaling import Scaling, measure
@@ -96,14 +106,15 @@ def do(case: AnyCase, place: Place, *, told: Told | None = None) -> CaseRecord:
     folder.mkdir(parents=True, exist_ok=True)
     outcome = _outcome(case, place, store, folder, told)
     ScoreFile(outcome.scores).save(folder / SCORES)
+    acceleration = place.acceleration if isinstance(case, CentralCase) else EXACT
     record = CaseRecord(
         case=case,
         case_sha256=case_sha256(case),
         data_sha256=store.fingerprint,
         code=code_version(),
         software=software(),
-        device=str(resolve_device("auto")),
-        acceleration=place.acceleration if isinstance(case, CentralCase) else EXACT,
+        device=str(resolve_device("auto")) + acceleration.in_words,
+        acceleration=acceleration,
         finished=datetime.now(UTC),
         train_s=outcome.train_s,
         score_s=outcome.score_s,
@@ -164,7 +175,8 @@ def _scaling(case: ScaleCase, place: Place, folder: Path) -> _Outcome:
     for old in folder.glob("run*/"):  # of a run that was interrupted
         shutil.rmtree(old)
     scaling = measure(place.config(case), case.row, folder)
-    return _Outcome(None, {}, train_s=time.monotonic() - started, score_s=0.0, scaling=scaling)
+    network = MultiMixNetwork(case.config.method().network)
+    return _Outcome(network, {}, train_s=time.monotonic() - started, score_s=0.0, scaling=scaling)
 
 
 def _ensemble(case: EnsembleCase, place: Place, store: Store) -> _Outcome:
@@ -193,19 +205,21 @@ def _central(case: CentralCase, place: Place, store: Store, told: Told | None) -
 
 
 def _federated(case: FederatedCase, place: Place, folder: Path) -> _Outcome:
-    config, started = place.config(case), time.monotonic()
+    config = place.config(case)
+    keep_if_of(folder, case, code_version())
     if case.from_phantoms:
         public = phantom_model(config, folder / PHANTOMS, workers=place.workers)
         config = config.model_copy(update={"start_from": str(public)})
     network, results = run_federation(config, folder / RUN, workers=place.workers)
-    middle = time.monotonic()
+    refuse_gaps(results)
+    started = time.monotonic()
     last = results.rounds[-1].sites.values()
     rates = [rate for site in last if (rate := site.losses.get("pseudo_label_rate")) is not None]
     return _Outcome(
         network,
         score_everywhere(network, config),
-        train_s=middle - started,
-        score_s=time.monotonic() - middle,
+        train_s=sum(each.seconds for each in results.rounds),
+        score_s=time.monotonic() - started,
         pseudo_label_rate=sum(rates) / len(rates) if rates else None,
-        convergence=convergence(results, network),
+        convergence={} if case.config.pooled or case.group == LOCAL else convergence(results, network),
     )

@@ -15,6 +15,7 @@ from sim.experiments.convergence import convergence
 from tests.support import tiny_config
 
 NETWORK = new_network(tiny_config(), 0)
+EVERYONE = dict.fromkeys(("auroc", "dice"), ("a", "b", "c", "d", "both", "masks", "nothing", "absent"))
 ALL = ("encoder", "classifier", "decoder")
 
 
@@ -51,7 +52,7 @@ def run_of(*rounds):
 
 
 def found_in(*rounds):
-    return convergence(run_of(*rounds), NETWORK)
+    return convergence(run_of(*rounds), NETWORK, EVERYONE)
 
 
 def dice_curve(*values):
@@ -102,6 +103,13 @@ def test_sites_count_alike_and_those_without_the_figure_do_not_count():
     assert found_in({"a": site(dice=0.1)}, sites)["dice"].last == pytest.approx(0.7)
 
 
+def test_a_hospital_counts_for_its_own_task_alone():
+    # Kermany's masks are drawn otherwise, and jsrt has no pneumonia.
+    sites = {"kermany": site(auroc=0.9, dice=0.2), "jsrt": site(auroc=0.1, dice=0.8), "cohen": site(dice=0.1)}
+    found = convergence(run_of(sites), NETWORK)
+    assert (found["auroc"].last, found["dice"].last) == (0.9, 0.8)
+
+
 def test_rounds_without_a_figure_are_rounds_of_training_too():
     found = found_in(site(dice=0.1), site(), site(dice=None), site(dice=0.8), site(state="absent"))["dice"]
     assert (found.rounds, found.last) == (3, 0.8)
@@ -122,7 +130,7 @@ def test_every_site_is_sent_the_whole_model_and_sends_back_what_it_taught():
 def test_a_network_without_a_classifier_sends_none():
     network = new_network(tiny_config(classification=False, bridge="off"), 0)
     size = sum(array.nbytes for array in export(network).values())
-    assert convergence(run_of(site(dice=0.1), site(dice=0.8)), network)["dice"].sent_bytes == 2 * size
+    assert convergence(run_of(site(dice=0.1), site(dice=0.8)), network, EVERYONE)["dice"].sent_bytes == 2 * size
 
 
 def test_each_figure_has_its_own_rounds_and_bytes():

@@ -111,7 +111,7 @@ def test_a_cell_is_text_whatever_stands_in_it():
         ("paper", "health", "score spread | ECE | nih14 spread | nih14 ECE | pseudo-labels accepted | training s |"),
         ("paper", "differences", "difference (95 % interval) | p | p, Holm |"),
         ("federated", "sites", "kermany AUROC | nih14 AUROC | jsrt Dice |"),
-        ("federated", "convergence", "last | rounds to 95 % | MiB sent until then |"),
+        ("federated", "convergence", "before the last round | rounds to 95 % | MiB sent until then |"),
         ("scale", "scaling", "of the round, server s | peak MiB |"),
     ],
 )

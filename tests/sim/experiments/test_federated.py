@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 
+from multimix.config import preset
 from multimix.data.sampling import union
+from multimix.errors import InputError
 from multimix.weights import load_model
+from server.results import SiteRound, read_results
 from sim.experiments.case import BaselineCase, EnsembleCase, case_name, needs
-from sim.experiments.federated import RUN, phantom_model, run_federation, sets_of
+from sim.experiments.federated import RUN, keep_if_of, phantom_model, refuse_gaps, run_federation, sets_of
 from sim.experiments.record import MODEL, SCORES
 from sim.experiments.scores import ScoreFile, score
 from sim.experiments.suites import cases
@@ -80,6 +83,31 @@ def test_a_run_folder_of_another_configuration_is_begun_afresh(place, record):
     _, again = run_federation(config, place.out / "other", workers=1)
     assert (results.config["seed"], again.config["seed"]) == (1, 0)
     assert (place.out / "other" / MODEL).read_bytes() == (place.folder(FEDAVG) / RUN / MODEL).read_bytes()
+
+
+def test_what_was_begun_as_another_case_or_by_other_code_is_removed(tmp_path):
+    (tmp_path / RUN).mkdir()
+    keep_if_of(tmp_path, FEDAVG, "code 1")
+    assert not (tmp_path / RUN).exists()
+    (tmp_path / RUN).mkdir()
+    keep_if_of(tmp_path, FEDAVG, "code 1")
+    assert (tmp_path / RUN).exists()
+    keep_if_of(tmp_path, FEDAVG.model_copy(update={"method": preset("paper")}), "code 1")
+    assert not (tmp_path / RUN).exists()
+    (tmp_path / RUN).mkdir()
+    keep_if_of(tmp_path, FEDAVG.model_copy(update={"method": preset("paper")}), "code 2")
+    assert not (tmp_path / RUN).exists()
+
+
+def test_a_run_in_which_a_hospital_was_left_out_is_not_scored(place, record):
+    results = read_results(place.folder(FEDAVG) / RUN)
+    refuse_gaps(results)
+    last = results.rounds[-1]
+    site = next(iter(last.sites))
+    gap = last.model_copy(update={"sites": {**last.sites, site: SiteRound(state="absent")}})
+    with pytest.raises(InputError, match=f"{site} was absent in round {last.round}") as caught:
+        refuse_gaps(results.model_copy(update={"rounds": (*results.rounds[:-1], gap)}))
+    assert caught.value.reason == "site_left_out"
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import pytest
 from sample_summary import federated_summary, paper_summary
 
 from sim.experiments import goals
-from sim.experiments.goals import CHEX, JSRT, NIH, Goal, in_words, met
+from sim.experiments.goals import CHEX, JSRT, NIH, Goal, in_words, met, seeds_in_words
 from sim.experiments.tables import goal_table
 
 
@@ -60,3 +60,11 @@ def test_the_federation_is_asked_to_beat_the_ensemble_where_a_hospital_is_held_o
 
 def test_other_experiments_have_no_goals():
     assert met(paper_summary().model_copy(update={"experiment": "ablation"})) == []
+
+
+def test_the_numbers_of_seeds_are_told_where_they_differ():
+    summary = paper_summary()
+    rows = [row.model_copy(update={"seeds": (0, 1, 2)}) if row.row == "modern" else row for row in summary.rows]
+    found = found_of(summary.model_copy(update={"rows": tuple(rows)}))
+    assert seeds_in_words(found["modern at 1000-50: jsrt Dice"]) == "3"
+    assert seeds_in_words(found["modern at 1000-50: jsrt Dice against paper"]).startswith("3 against ")

@@ -1,5 +1,7 @@
 """Figures of weighted images, intervals over patients, paired tests and their correction."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from experiment_fakes import scores_of
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from multimix.contract.statistics import EvaluationStatistics
 from multimix.metrics import classification_statistics, summarise
+from sim.experiments import inference
 from sim.experiments.inference import STATISTICS, auroc, compare, estimate, f1, holm
 
 NAN = float("nan")
@@ -179,8 +182,8 @@ def test_a_clear_difference_has_its_sign_its_size_and_a_small_p():
     found = compare([PERFECT], [HALF_WRONG], "accuracy", replicates=199)
     assert found.difference == pytest.approx(0.5)
     assert 0.2 < found.low < 0.5 < found.high < 0.8
-    # Twenty coins all one way are not thrown in 199 tries: only the real one counts.
-    assert found.p == pytest.approx(1 / 200)
+    # Twenty coins all one way are not thrown in 20 x 199 tries: only the real one counts.
+    assert found.p == pytest.approx(1 / (20 * 199 + 1))
     assert found.seeds == 1
 
 
@@ -190,6 +193,24 @@ def test_rows_the_other_way_round_give_the_opposite_difference_and_the_same_p():
     )
     assert (back.difference, back.low, back.high) == pytest.approx((-there.difference, -there.high, -there.low))
     assert back.p == there.p
+
+
+def rescaled(scores):
+    return replace(scores, probability=scores.probability**8)
+
+
+def test_a_scale_that_moves_no_rank_moves_neither_the_difference_of_an_auroc_nor_its_p():
+    good, bad = (random_scores(60, seed) for seed in (1, 2))
+    plain, scaled = (compare([good], [each], "auroc", replicates=50) for each in (bad, rescaled(bad)))
+    assert scaled == plain
+    assert compare([good], [rescaled(good)], "auroc", replicates=50).p == 1.0
+
+
+def test_a_difference_that_is_plainly_nothing_ends_its_test_early(monkeypatch):
+    exchanged = []
+    monkeypatch.setattr(inference, "_exchanged", lambda a, b, _: exchanged.append(1) or (a, b))
+    assert compare([random_scores(20, 0)], [random_scores(20, 1)], "dice", replicates=1000).p == 1.0
+    assert len(exchanged) == 50
 
 
 def test_many_images_of_one_patient_prove_nothing():

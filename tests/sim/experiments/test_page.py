@@ -81,7 +81,7 @@ def test_the_page_says_what_its_figures_come_from():
     text = said(render(paper_summary()))
     for part in (
         "Research only.",
-        "images of 96 x 96, width 16, 300 steps of 4 images a group",
+        "images of 96 x 96, width 16, 600 steps of 2 images a group",
         "0.1.0+411b2921e4400f13",
         "sha256 d0d480153095231c",
         "torch 2.13.0+cpu",

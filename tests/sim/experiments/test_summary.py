@@ -5,10 +5,12 @@ import pytest
 from experiment_fakes import keep_scores, record_of, scores_of
 
 from sim.experiments.case import case_name
-from sim.experiments.inference import holm
+from sim.experiments.inference import Estimate, holm
+from sim.experiments.inference import p_in_words as in_words
+from sim.experiments.owners import LABELLED
 from sim.experiments.published import beside, published
 from sim.experiments.suites import cases
-from sim.experiments.summary import Contrast, summarise, write_summary
+from sim.experiments.summary import Contrast, RowFigures, summarise, write_summary
 from sim.experiments.tables import (
     IN_CLASS,
     IN_MASK,
@@ -218,14 +220,41 @@ def test_a_difference_is_printed_with_its_sign_its_interval_and_both_p_values(su
     low, high = first.comparison.low, first.comparison.high
     assert line[:4] == ["umtl - modern", "1000-50", "chex224/test accuracy", "2"]
     assert line[4] == f"-0.350 ({low:+.3f} to {high:+.3f})"
-    assert line[5:] == [f"{first.comparison.p:.3f}", f"{first.p_holm:.3f}"]
+    assert line[5:] == [in_words(first.comparison.p), in_words(first.p_holm)]
 
 
-def test_the_matrix_of_sites_has_the_figures_that_a_source_has(summary_of):
-    found = summary_of(MODERN_AND_OTHERS)
-    header = [cell.strip() for cell in site_table(found).splitlines()[0].strip("|").split("|")]
-    assert header == ["row", "group", "chex224/test AUROC", "jsrt/test Dice"]
-    assert lines_of(site_table(found))[0] == ["modern", "1000-50", "1.000", "0.900"]
+def test_a_small_p_is_never_printed_as_zero():
+    assert (in_words(0.00005), in_words(0.0005), in_words(0.04)) == ("<0.001", "0.001", "0.040")
+
+
+def hospitals(group, **figures):
+    """A row of a federation: figures by source and split, AUROC for those with labels and Dice for those with masks."""
+    made = {}
+    for name, value in figures.items():
+        source, split = name.split("_")
+        metric = "auroc" if source in LABELLED else "dice"
+        made[f"{source}/{split}"] = {metric: Estimate(value=value, low=value - 0.1, high=value + 0.1)}
+    given = {"parameters": 7, "train_s": 1.0, "pseudo_label_rate": None, "convergence": {}}
+    return RowFigures(row="fedavg", group=group, seeds=(0,), figures=made, **given)
+
+
+TESTED = {"kermany_test": 0.9, "nih14_test": 0.6, "jsrt_test": 0.95, "shenzhen_test": 0.93, "montgomery_test": 0.91}
+
+
+def test_the_hospitals_table_tells_the_worst_and_the_one_held_out(summary_of):
+    row = hospitals("without-montgomery", **TESTED, montgomery_all=0.92)
+    found = summary_of({}).model_copy(update={"rows": (row,)})
+    (line,) = lines_of(site_table(found))
+    assert line[:3] == ["fedavg", "montgomery", "1"]
+    assert line[3:8] == ["0.900", "0.600", "0.950", "0.930", "0.910"]
+    assert line[8:] == ["0.600", "0.910", "0.920 (0.820 to 1.020)"]
+
+
+def test_a_row_without_a_figure_has_no_worst_hospital_and_one_of_a_hospital_alone_none_held_out(summary_of):
+    row = hospitals("local", **{name: value for name, value in TESTED.items() if name != "nih14_test"})
+    (line,) = lines_of(site_table(summary_of({}).model_copy(update={"rows": (row,)})))
+    assert line[1] == "-"
+    assert line[8:] == ["-", "0.910", "-"]
 
 
 def test_the_file_of_tables_names_the_cases_that_are_missing(summary_of, tmp_path):
