@@ -43,15 +43,10 @@ class CentralCase(Frozen):
         return self.method.network.image_size
 
 
-class FederatedCase(Frozen):
-    """One run of a federation, or of one of its hospitals alone, or of all their images in one place."""
+class _Run(Frozen):
+    """What is run by a configuration."""
 
-    kind: Literal["federated"] = "federated"
-    row: Row
-    group: str  # who is held out
     config: RunConfig  # data, cache and out are filled in by who runs it
-    method: MethodConfig  # what its preset means
-    from_phantoms: bool = False  # begin with a public model, taught by phantoms
 
     @property
     def seed(self) -> int:
@@ -62,6 +57,16 @@ class FederatedCase(Frozen):
     def image_size(self) -> int:
         """Side of the images in pixels."""
         return self.config.image_size
+
+
+class FederatedCase(_Run):
+    """One run of a federation, or of one of its hospitals alone, or of all their images in one place."""
+
+    kind: Literal["federated"] = "federated"
+    row: Row
+    group: str  # who is held out
+    method: MethodConfig  # what its preset means
+    from_phantoms: bool = False  # begin with a public model, taught by phantoms
 
 
 class BaselineCase(Frozen):
@@ -112,27 +117,16 @@ class EnsembleCase(Frozen):
         return self.like.image_size
 
 
-class ScaleCase(Frozen):
+class ScaleCase(_Run):
     """A short run of many simulated sites, for what a round takes; nothing is scored."""
 
     kind: Literal["scale"] = "scale"
     row: Literal["in-process", "ray"]
-    config: RunConfig
 
     @property
     def group(self) -> str:
         """How many sites."""
         return f"{self.config.dirichlet_sites}-sites"
-
-    @property
-    def seed(self) -> int:
-        """Of the run."""
-        return self.config.seed
-
-    @property
-    def image_size(self) -> int:
-        """Side of the images in pixels."""
-        return self.config.image_size
 
 
 AnyCase = CentralCase | FederatedCase | BaselineCase | EnsembleCase | ScaleCase

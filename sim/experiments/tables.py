@@ -62,15 +62,11 @@ HEALTH: Final = (
 CLASS_SITES: Final = tuple(Column(f"{name} AUROC", f"{name}/test", "auroc") for name in LABELLED)
 MASK_SITES: Final = tuple(Column(f"{name} Dice", f"{name}/test", "dice") for name in MASKED)
 SITES: Final = (*CLASS_SITES, *MASK_SITES)
+# What is told first of each part.
 README: Final = (
-    Column("chex Acc", "chex224/test", "accuracy", ("in_domain", "accuracy")),
-    Column("bAcc", "chex224/test", "balanced_accuracy"),
-    Column("AUROC", "chex224/test", "auroc", ("in_domain", "auroc")),
-    Column("jsrt Dice", "jsrt/test", "dice", ("in_domain", "dice")),
-    Column("montgomery Dice", "montgomery/test", "dice", ("cross_domain", "dice")),
-    Column("shenzhen Dice", "shenzhen/test", "dice"),
-    Column("nih14 Acc", "nih14/test", "accuracy", ("cross_domain", "accuracy")),
-    Column("AUROC", "nih14/test", "auroc", ("cross_domain", "auroc")),
+    *(IN_CLASS[0], *IN_CLASS[3:]),
+    *(IN_MASK[0], CROSS_MASK[0], CROSS_MASK[-1]),
+    *(CROSS_CLASS[0], CROSS_CLASS[-1]),
 )
 
 
