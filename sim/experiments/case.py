@@ -135,7 +135,12 @@ Case = Annotated[AnyCase, Field(discriminator="kind")]
 
 def case_name(case: AnyCase) -> str:
     """Return the folder of a case's results; unique in an experiment."""
-    return f"{case.row}_{case.group}_s{case.seed}"
+    return name_of(case.row, case.group, case.seed)
+
+
+def name_of(row: str, group: str, seed: int) -> str:
+    """Return the name of the case of a row, a group and a seed."""
+    return f"{row}_{group}_s{seed}"
 
 
 def case_sha256(case: AnyCase) -> str:

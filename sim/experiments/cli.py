@@ -35,6 +35,9 @@ Minutes = Annotated[float | None, typer.Option(min=0, help="Begin no further cas
 Only = Annotated[list[str] | None, typer.Option(help="Do this case alone; again for more. --list names them.")]
 Replicates = Annotated[int, typer.Option(min=10, help="Draws of patients for every interval and test.")]
 Publish = Annotated[bool, typer.Option(help="Write figures and tables into README and docs of this checkout.")]
+Published = Annotated[
+    bool, typer.Option("--published", help="Begin with the cases behind the published figures; train what is missing.")
+]
 
 _NOTED = "Central cases only, and their manifests say so."
 Bfloat16 = Annotated[bool, typer.Option("--bfloat16", help=f"On a GPU: train in bfloat16. {_NOTED}")]
@@ -53,6 +56,7 @@ def experiment(
     only: Only = None,
     replicates: Replicates = 1000,
     publish: Publish = False,
+    published: Published = False,
     bfloat16: Bfloat16 = False,
     channels_last: ChannelsLast = False,
     compiled: Compiled = False,
@@ -84,6 +88,7 @@ def experiment(
             acceleration=Acceleration(
                 precision="bfloat16" if bfloat16 else "float32", channels_last=channels_last, compiled=compiled
             ),
+            published=published,
         )
         if publish:
             refuse_elsewhere(Path.cwd())
@@ -92,7 +97,7 @@ def experiment(
             return
         done, summary = run_experiment(order, told=_tell)
         if publish:
-            write_into(summary, Path.cwd())
+            write_into(summary, order.place.out, Path.cwd())
     for case, why in done.failed.items():
         err.print(f"{case} failed: {why}", soft_wrap=True, markup=False)
     if as_json:

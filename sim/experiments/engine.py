@@ -10,7 +10,7 @@ from multiprocessing import get_context
 
 from multimix.errors import InputError
 from sim.experiments.case import AnyCase, case_name, needs
-from sim.experiments.record import CaseRecord, finished
+from sim.experiments.record import CaseRecord
 from sim.experiments.work import Place, do
 
 
@@ -66,12 +66,8 @@ def _next(waiting: Sequence[AnyCase], done: Done) -> AnyCase | None:
 def look_up(cases: Iterable[AnyCase], place: Place) -> tuple[Done, list[AnyCase]]:
     """Return what is finished already, and the cases that are not, in their order; decodes the images."""
     done, waiting = Done(), list[AnyCase]()
-    fingerprints: dict[tuple[str, int], str] = {}
     for case in cases:
-        key = (case.kind, case.image_size)
-        if key not in fingerprints:
-            fingerprints[key] = place.store(case).fingerprint
-        record = finished(place.folder(case), case, fingerprints[key])
+        record = place.finished(case)
         if record is None:
             waiting.append(case)
         else:

@@ -1,4 +1,4 @@
-"""An experiment's figures into the repository: the summary as a file, and the tables of README and docs made of it.
+"""An experiment's figures into the repository: the summary, the scores behind it, and tables of README and docs.
 
 A table stands between two comments, `<!-- experiment NAME TABLE -->` and `<!-- end -->`, and is never written by hand.
 """
@@ -11,9 +11,9 @@ from typing import Final
 from multimix.errors import InputError
 from multimix.files import write_atomically
 from sim.experiments import tables
+from sim.experiments.archive import FOLDER, archive_cases, prune
 from sim.experiments.summary import Summary
 
-FOLDER: Final = Path("docs/experiments")
 DOCUMENTS: Final = (Path("README.md"), Path("docs/experiments.md"))
 _BLOCK: Final = re.compile(r"(<!-- experiment ([a-z]+) ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -34,17 +34,22 @@ TABLES: Final[dict[str, Callable[[Summary], str]]] = {
 }
 
 
-def publish(summary: Summary, root: Path) -> None:
-    """Write the summary below docs/experiments, and every table that is made of it, in the checkout at `root`.
+def publish(summary: Summary, cases: Path, root: Path) -> None:
+    """Write a summary, its finished cases and every table that is made of it into the checkout at `root`.
+
+    Args:
+        summary: Of an experiment.
+        cases: The folder with a folder for each case.
+        root: Cases that no published summary is made of are removed from it.
 
     Raises:
         InputError: `not_a_checkout`.
     """
     refuse_elsewhere(root)
-    folder = root / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
+    archive_cases({name: cases / name for name in summary.case_names}, root)
     text = summary.model_dump_json(indent=1) + "\n"
-    write_atomically(folder / f"{summary.experiment}.json", text.encode(), mode=0o644)
+    write_atomically(root / FOLDER / f"{summary.experiment}.json", text.encode(), mode=0o644)
+    prune([name for each in published_summaries(root).values() for name in each.case_names], root)
     for document in DOCUMENTS:
         old = (root / document).read_text()
         new = filled_in(old, {summary.experiment: summary})

@@ -47,14 +47,14 @@ def software() -> dict[str, str]:
 def finished(folder: Path, case: AnyCase, data_sha256: str) -> CaseRecord | None:
     """Return the record in a folder if it is of this very case on this data; None where there is work to do."""
     record = read_record(folder)
-    if (
-        record is None
-        or not (record.scaling or (folder / SCORES).exists())
-        or record.case_sha256 != case_sha256(case)
-        or record.data_sha256 != data_sha256
-    ):
+    if record is None or not (record.scaling or (folder / SCORES).exists()) or not fits(record, case, data_sha256):
         return None
     return record
+
+
+def fits(record: CaseRecord, case: AnyCase, data_sha256: str) -> bool:
+    """Whether a record is of this very case on this data."""
+    return record.case_sha256 == case_sha256(case) and record.data_sha256 == data_sha256
 
 
 def read_record(folder: Path) -> CaseRecord | None:

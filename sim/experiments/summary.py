@@ -8,6 +8,7 @@ from typing import Final
 
 from multimix.config import Frozen
 from multimix.files import write_atomically
+from sim.experiments.case import name_of
 from sim.experiments.convergence import Convergence
 from sim.experiments.inference import STATISTICS, Comparison, Estimate, compare, estimate, holm
 from sim.experiments.record import SCORES, CaseRecord
@@ -64,6 +65,11 @@ class Summary(Frozen):
     devices: tuple[str, ...]
     software: dict[str, str]
     compute_s: float  # of all cases, one after the other
+
+    @property
+    def case_names(self) -> tuple[str, ...]:
+        """What it was made of."""
+        return tuple(name_of(each.row, each.group, seed) for each in self.rows for seed in each.seeds)
 
 
 @dataclass(frozen=True)

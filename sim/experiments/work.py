@@ -60,6 +60,7 @@ class Place:
     cache: Path
     workers: int = 1  # processes of one federation
     acceleration: Acceleration = EXACT  # of central training
+    _fingerprints: dict[tuple[str, int], str] = field(default_factory=dict, compare=False, repr=False)
 
     def folder(self, case: AnyCase) -> Path:
         """Return the folder of a case."""
@@ -78,6 +79,17 @@ class Place:
         if isinstance(case, CentralCase):
             return paper_store(self.data, cache=self.cache, image_size=case.image_size)
         return hospitals_of(self.config(case))[0].store()
+
+    def fingerprint(self, case: AnyCase) -> str:
+        """Return the hash of the images of a case, decoding them if need be; the cases of an experiment share it."""
+        key = (case.kind, case.image_size)
+        if key not in self._fingerprints:
+            self._fingerprints[key] = self.store(case).fingerprint
+        return self._fingerprints[key]
+
+    def finished(self, case: AnyCase) -> CaseRecord | None:
+        """Return the record of a case that is finished here; None where there is work to do."""
+        return finished(self.folder(case), case, self.fingerprint(case))
 
 
 @dataclass

@@ -8,7 +8,10 @@ import pytest
 from sample_summary import federated_summary, paper_summary, row, summary
 
 from multimix.errors import InputError
-from sim.experiments.publish import DOCUMENTS, FOLDER, TABLES, filled_in, publish, published_summaries
+from sim.experiments.archive import FOLDER
+from sim.experiments.publish import DOCUMENTS, TABLES, filled_in, published_summaries
+from sim.experiments.publish import publish as publish_with
+from sim.experiments.record import RECORD, SCORES
 from sim.experiments.suites import ExperimentName
 
 ROOT = Path(__file__).parents[3]
@@ -21,6 +24,16 @@ SUMMARIES = {
     "scale": summary("scale", [row("in-process", "10-sites", {}, scaling=TAKEN)], differences=[]),
 }
 PAPER = SUMMARIES["paper"]
+
+
+def publish(made, root):
+    """Publish a summary with cases that hold something."""
+    cases = root.parent / f"{root.name}-cases"
+    for name in made.case_names:
+        (cases / name).mkdir(parents=True, exist_ok=True)
+        for file in (RECORD, SCORES):
+            (cases / name / file).write_text(f"{file} of {name}")
+    publish_with(made, cases, root)
 
 
 def block(name, table, old="old\n"):
@@ -48,7 +61,23 @@ def test_a_published_summary_can_be_read_again(root):
     for made in SUMMARIES.values():
         publish(made, root)
     assert published_summaries(root) == SUMMARIES
-    assert {path.name for path in (root / FOLDER).iterdir()} == {f"{name}.json" for name in SUMMARIES}
+    assert {path.name for path in (root / FOLDER).glob("*.*")} == {f"{name}.json" for name in SUMMARIES}
+
+
+def test_the_cases_behind_the_figures_are_published_with_them(root):
+    for made in SUMMARIES.values():
+        publish(made, root)
+    expected = {f"{name}.zip" for made in SUMMARIES.values() for name in made.case_names}
+    assert {path.name for path in (root / FOLDER / "cases").iterdir()} == expected
+
+
+def test_cases_that_no_published_figure_is_made_of_are_removed(root):
+    publish(PAPER, root)
+    publish(SUMMARIES["federated"], root)
+    fewer = paper_summary(("100-10",))
+    publish(fewer, root)
+    expected = {f"{name}.zip" for made in (fewer, SUMMARIES["federated"]) for name in made.case_names}
+    assert {path.name for path in (root / FOLDER / "cases").iterdir()} == expected
 
 
 def test_a_published_summary_can_be_read_by_all(root):
