@@ -3,6 +3,7 @@
 A case is all that decides its result, so its hash says whether a finished one is still the one that is asked for.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
@@ -69,7 +70,31 @@ class FederatedCase(_Run):
     from_phantoms: bool = False  # begin with a public model, taught by phantoms
 
 
-class BaselineCase(Frozen):
+class _Beside(Frozen, ABC):
+    """What is compared with another case and scored on the same images."""
+
+    @property
+    @abstractmethod
+    def other(self) -> CentralCase | FederatedCase:
+        """That case."""
+
+    @property
+    def group(self) -> str:
+        """That of the other case."""
+        return self.other.group
+
+    @property
+    def seed(self) -> int:
+        """That of the other case."""
+        return self.other.seed
+
+    @property
+    def image_size(self) -> int:
+        """That of the other case."""
+        return self.other.image_size
+
+
+class BaselineCase(_Beside):
     """An answer that needs no network, taught by the labels and masks of another case."""
 
     kind: Literal["baseline"] = "baseline"
@@ -77,22 +102,12 @@ class BaselineCase(Frozen):
     of: Annotated[CentralCase | FederatedCase, Field(discriminator="kind")]
 
     @property
-    def group(self) -> str:
-        """That of the other case."""
-        return self.of.group
-
-    @property
-    def seed(self) -> int:
-        """That of the other case."""
-        return self.of.seed
-
-    @property
-    def image_size(self) -> int:
-        """That of the other case."""
-        return self.of.image_size
+    def other(self) -> CentralCase | FederatedCase:
+        """Whose images, labels and masks teach it."""
+        return self.of
 
 
-class EnsembleCase(Frozen):
+class EnsembleCase(_Beside):
     """Hospitals that share no weights, only answers: the mean of what their own models say of an image."""
 
     kind: Literal["ensemble"] = "ensemble"
@@ -102,19 +117,9 @@ class EnsembleCase(Frozen):
     segmenters: tuple[FederatedCase, ...]  # of those that have masks
 
     @property
-    def group(self) -> str:
-        """That of the federation it is compared with."""
-        return self.like.group
-
-    @property
-    def seed(self) -> int:
-        """That of the federation it is compared with."""
-        return self.like.seed
-
-    @property
-    def image_size(self) -> int:
-        """That of the federation it is compared with."""
-        return self.like.image_size
+    def other(self) -> FederatedCase:
+        """The federation it is compared with."""
+        return self.like
 
 
 class ScaleCase(_Run):

@@ -92,8 +92,10 @@ def run_experiment(
 
 
 def _strips(order: Order, done: Done) -> Iterator[Strip]:
-    """Picture what the first finished case of a telling row draws."""
+    """Picture what the first finished case of a telling row draws, of those whose model is here."""
     for record in done.records.values():
         if record.case.row in PICTURED:
-            yield from case_strips(order.place.folder(record.case), order.place.store(record.case), PICTURED_SETS)
-            return
+            strips = case_strips(order.place.folder(record.case), order.place.store(record.case), PICTURED_SETS)
+            yield from strips
+            if strips:
+                return

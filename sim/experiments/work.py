@@ -72,10 +72,8 @@ class Place:
 
     def store(self, case: AnyCase) -> Store:
         """Open, or decode, the images of a case."""
-        if isinstance(case, BaselineCase):
-            return self.store(case.of)
-        if isinstance(case, EnsembleCase):
-            return self.store(case.like)
+        if isinstance(case, BaselineCase | EnsembleCase):
+            return self.store(case.other)
         if isinstance(case, CentralCase):
             return paper_store(self.data, cache=self.cache, image_size=case.image_size)
         return hospitals_of(self.config(case))[0].store()
