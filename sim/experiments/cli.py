@@ -70,6 +70,8 @@ def experiment(
     """
     with explained(interrupted="finished cases are kept; run the same command again"):
         from multimix.acceleration import Acceleration  # noqa: PLC0415
+        from server.runs import APP_ROOT  # noqa: PLC0415
+        from sim.experiments.archive import take_over  # noqa: PLC0415
         from sim.experiments.case import case_name  # noqa: PLC0415
         from sim.experiments.publish import publish as write_into  # noqa: PLC0415
         from sim.experiments.publish import refuse_elsewhere  # noqa: PLC0415
@@ -88,13 +90,15 @@ def experiment(
             acceleration=Acceleration(
                 precision="bfloat16" if bfloat16 else "float32", channels_last=channels_last, compiled=compiled
             ),
-            published=published,
         )
         if publish:
             refuse_elsewhere(Path.cwd())
         if list_cases:
             typer.echo("\n".join(case_name(case) for case in order.cases()))
             return
+        if published:
+            taken = take_over(order.cases(), order.place, APP_ROOT)
+            err.print(f"{len(taken)} published cases taken over", highlight=False)
         done, summary = run_experiment(order, told=_tell)
         if publish:
             write_into(summary, order.place.out, Path.cwd())

@@ -7,7 +7,6 @@ from typing import Final
 
 from multimix.acceleration import EXACT, Acceleration
 from server.runs import APP_ROOT
-from sim.experiments.archive import take_over
 from sim.experiments.case import AnyCase, case_name
 from sim.experiments.contrasts import contrasts_of
 from sim.experiments.engine import Done, look_up, run_cases
@@ -40,7 +39,6 @@ class Order:
     only: tuple[str, ...] = ()
     replicates: int = 1000
     acceleration: Acceleration = EXACT
-    published: bool = False  # begin with the cases that this checkout keeps
 
     @property
     def folder(self) -> Path:
@@ -70,8 +68,6 @@ def run_experiment(
     Raises:
         InputError: the data cannot be used, a case is not known, or the folder cannot be written.
     """
-    if order.published:
-        take_over(order.cases(), order.place, APP_ROOT)
     worked = run_cases(order.cases(), order.place, workers=order.workers, minutes=order.minutes, told=told)
     everything = cases(order.name, order.scale)
     done, _ = look_up(everything, order.place)

@@ -7,6 +7,7 @@ from experiment_fakes import answers_of_every_case
 from typer.testing import CliRunner
 
 from sim.cli import app
+from sim.experiments.archive import archive_cases
 from sim.experiments.case import case_name
 from sim.experiments.suites import cases
 
@@ -76,3 +77,20 @@ def test_chosen_cases_that_are_finished_are_no_mistake(invoke):
     done = invoke("paper", "--only", "majority_8-4_s0", "--replicates", "10")
     assert done.exit_code == 0, done.output
     assert "1 of 17 cases finished" in done.output
+
+
+def test_published_cases_of_other_data_are_not_taken_over_and_the_number_is_said(invoke):
+    done = invoke("paper", "--published", "--minutes", "0")
+    assert done.exit_code == 3, done.output
+    assert "0 published cases taken over" in done.stderr
+
+
+def test_published_cases_of_this_data_are_not_trained_again(invoke, store, tmp_path, monkeypatch):
+    answers_of_every_case(tmp_path / "theirs", cases("ablation", "smoke"), store.fingerprint)
+    names = [case_name(case) for case in cases("ablation", "smoke")]
+    archive_cases({name: tmp_path / "theirs" / name for name in names}, tmp_path / "checkout")
+    monkeypatch.setattr("server.runs.APP_ROOT", tmp_path / "checkout")
+    done = invoke("ablation", "--published", "--minutes", "0", "--replicates", "10")
+    assert done.exit_code == 0, done.output
+    assert f"{len(names)} published cases taken over" in done.stderr
+    assert f"{len(names)} of {len(names)} cases finished" in done.stdout
