@@ -38,6 +38,8 @@ def hospitals_table(scale: Scale) -> Iterator[AnyCase]:
             yield _ensemble(scale, seed, held_out)
         for mu in scale.proximal_mus:
             yield _run(fedprox(mu), scale, seed, {first}, {"strategy": "fedprox", "proximal-mu": mu})
+        for weight in scale.unlabelled_weights:
+            yield _run(_with("unlabelled-weight", weight), scale, seed, {first}, {"unlabelled-weight": weight})
         for epsilon in scale.epsilons:
             yield _private(epsilon, scale, seed, {first})
 
@@ -49,7 +51,11 @@ def group_without(held_out: set[str]) -> str:
 
 def fedprox(mu: float) -> Row:
     """Return the row of a mu."""
-    return f"fedprox-mu-{mu:g}".replace(".", "-")
+    return _with("fedprox-mu", mu)
+
+
+def _with(name: str, value: float) -> Row:
+    return f"{name}-{value:g}".replace(".", "-")
 
 
 def _private(epsilon: float, scale: Scale, seed: int, held_out: set[str]) -> FederatedCase:

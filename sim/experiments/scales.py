@@ -26,6 +26,7 @@ class Scale(Frozen):
     site_images_per_group: int  # of a step at a hospital; pooled training takes as many as all hospitals together
     held_out: tuple[str, ...] = HELD_OUT  # one at a time
     proximal_mus: tuple[float, ...] = (0.01, 0.1)
+    unlabelled_weights: tuple[float, ...] = (0.0, 0.01)  # in the average, beside the default's
     epsilons: tuple[float, ...] = ()  # of federations with patient-level privacy
     labels_each: int = 200  # of a hospital that has labels
     masks_each: int = 50
@@ -47,6 +48,7 @@ SCALES: Final[dict[ScaleName, Scale]] = {
         local_steps=1,
         site_images_per_group=2,
         proximal_mus=(0.01,),
+        unlabelled_weights=(0.0,),
         labels_each=4,
         masks_each=2,
         many_sites=((3, 2),),
