@@ -12,7 +12,7 @@ from sim.experiments.cells import Column, cells_of, estimate_of, in_cell, publis
 from sim.experiments.goals import in_words, met, seeds_in_words
 from sim.experiments.inference import Estimate, p_in_words
 from sim.experiments.summary import Difference, RowFigures, Summary
-from sim.experiments.tables import CROSS_CLASS, CROSS_MASK, HEALTH, IN_CLASS, IN_MASK
+from sim.experiments.tables import CROSS_CLASS, CROSS_MASK, IN_CLASS, IN_MASK, health_columns
 
 NOTHING: Final = "\u2013"
 _SIGNIFICANT: Final = 0.05
@@ -64,20 +64,21 @@ def grid_tables(summary: Summary) -> list[Table]:
 
 def health_table(summary: Summary) -> Table:
     """Return what tells a collapsed or overconfident classifier, and what training took."""
+    columns = health_columns(summary)
     lines = [
         Line(
             (row.row, row.group),
             (
-                *(_cell(row, column, below=False) for column in HEALTH),
+                *(_cell(row, column, below=False) for column in columns),
                 Cell(NOTHING if row.pseudo_label_rate is None else f"{row.pseudo_label_rate:.2f}"),
                 Cell(f"{row.parameters:,}" if row.parameters else NOTHING),
                 Cell(f"{row.train_s:.0f}" if row.parameters else NOTHING),
             ),
         )
         for row in summary.rows
-        if any(estimate_of(row, column) for column in HEALTH)
+        if any(estimate_of(row, column) for column in columns)
     ]
-    titles = (*(_full_title(each) for each in HEALTH), "pseudo-labels accepted", "parameters", "training s")
+    titles = (*(_full_title(each) for each in columns), "pseudo-labels accepted", "parameters", "training s")
     return Table("Scores and pseudo-labels", ("row", "cell"), titles, tuple(lines))
 
 

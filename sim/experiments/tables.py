@@ -53,12 +53,7 @@ CROSS_MASK: Final = (
     Column("SSIM", "montgomery/test", "ssim", ("cross_domain", "ssim")),
     Column("shenzhen Dice", "shenzhen/test", "dice"),
 )
-HEALTH: Final = (
-    Column("score spread", "chex224/test", "score_std"),
-    Column("ECE", "chex224/test", "ece"),
-    Column("nih14 spread", "nih14/test", "score_std"),
-    Column("nih14 ECE", "nih14/test", "ece"),
-)
+HEALTH_METRICS: Final = (("spread", "score_std"), ("ECE", "ece"))
 CLASS_SITES: Final = tuple(Column(f"{name} AUROC", f"{name}/test", "auroc") for name in LABELLED)
 MASK_SITES: Final = tuple(Column(f"{name} Dice", f"{name}/test", "dice") for name in MASKED)
 SITES: Final = (*CLASS_SITES, *MASK_SITES)
@@ -93,20 +88,29 @@ def grid_table(summary: Summary, columns: Sequence[Column], *, intervals: bool =
     return markdown(["row", "labels-masks", "seeds", *(column.title for column in columns)], body)
 
 
+def health_columns(summary: Summary) -> tuple[Column, ...]:
+    """Return spread and calibration of scores where a class is scored: in-domain or, of a federation, at its owners."""
+    names = LABELLED if summary.experiment == "federated" else ("chex224", "nih14")
+    return tuple(
+        Column(f"{name} {title}", f"{name}/test", metric) for name in names for title, metric in HEALTH_METRICS
+    )
+
+
 def health_table(summary: Summary) -> str:
     """Return what tells a collapsed or overconfident classifier: spread and calibration of scores, pseudo-labels."""
+    columns = health_columns(summary)
     body = [
         [
             row.row,
             row.group,
-            *(_figure(row, column, intervals=False) for column in HEALTH),
+            *(_figure(row, column, intervals=False) for column in columns),
             NOT_DONE if row.pseudo_label_rate is None else f"{row.pseudo_label_rate:.2f}",
             f"{row.train_s:.0f}",
         ]
         for row in summary.rows
-        if _has(row, HEALTH)
+        if _has(row, columns)
     ]
-    header = ["row", "labels-masks", *(column.title for column in HEALTH), "pseudo-labels accepted", "training s"]
+    header = ["row", "group", *(column.title for column in columns), "pseudo-labels accepted", "training s"]
     return markdown(header, body)
 
 

@@ -137,7 +137,11 @@ def test_a_cell_is_text_whatever_stands_in_it():
         ("paper", "in-mask", "jsrt Dice | HD | HD95 | SSIM |"),
         ("paper", "cross-class", "nih14 Acc | F1-N | F1-P | bAcc | AUROC |"),
         ("paper", "cross-mask", "montgomery Dice | HD | HD95 | SSIM | shenzhen Dice |"),
-        ("paper", "health", "score spread | ECE | nih14 spread | nih14 ECE | pseudo-labels accepted | training s |"),
+        (
+            "paper",
+            "health",
+            "chex224 spread | chex224 ECE | nih14 spread | nih14 ECE | pseudo-labels accepted | training s |",
+        ),
         ("paper", "differences", "difference (95 % interval) | p | p, Holm |"),
         ("federated", "sites", "kermany AUROC | nih14 AUROC | jsrt Dice |"),
         ("federated", "convergence", "before the last round | rounds to 95 % | MiB sent until then |"),
