@@ -122,4 +122,5 @@ def _tell(record: "CaseRecord", done: "Done") -> None:
         f"scored {record.score_s:.0f} s; {len(done.records)} done",
         markup=False,
         highlight=False,
+        soft_wrap=True,
     )
