@@ -60,6 +60,18 @@ class _Run(Frozen):
         return self.config.image_size
 
 
+class PhantomCase(_Run):
+    """A public model, taught by phantoms: private runs begin with it, since it costs no patient anything.
+
+    `config` is that of its training.
+    """
+
+    kind: Literal["phantoms"] = "phantoms"
+    row: Literal["phantoms"] = "phantoms"
+    group: str  # of the runs that begin with it
+    scored: RunConfig  # of a run whose hospitals it is scored at
+
+
 class FederatedCase(_Run):
     """One run of a federation, or of one of its hospitals alone, or of all their images in one place."""
 
@@ -67,7 +79,7 @@ class FederatedCase(_Run):
     row: Row
     group: str  # who is held out
     method: MethodConfig  # what its preset means
-    from_phantoms: bool = False  # begin with a public model, taught by phantoms
+    from_phantoms: PhantomCase | Literal[False] = False  # the public model it begins with
 
 
 class _Beside(Frozen, ABC):
@@ -134,7 +146,7 @@ class ScaleCase(_Run):
         return f"{self.config.dirichlet_sites}-sites"
 
 
-AnyCase = CentralCase | FederatedCase | BaselineCase | EnsembleCase | ScaleCase
+AnyCase = CentralCase | FederatedCase | BaselineCase | EnsembleCase | ScaleCase | PhantomCase
 Case = Annotated[AnyCase, Field(discriminator="kind")]
 
 
@@ -160,8 +172,12 @@ def budget_name(budget: int | None) -> str:
 
 def needs(case: AnyCase) -> tuple[str, ...]:
     """Return the names of the cases that have to be finished before this one."""
-    members = (*case.classifiers, *case.segmenters) if isinstance(case, EnsembleCase) else ()
-    return tuple(case_name(member) for member in members)
+    others: tuple[AnyCase, ...] = ()
+    if isinstance(case, EnsembleCase):
+        others = (*case.classifiers, *case.segmenters)
+    elif isinstance(case, FederatedCase) and case.from_phantoms:
+        others = (case.from_phantoms,)
+    return tuple(case_name(other) for other in others)
 
 
 def baselines_of(case: CentralCase | FederatedCase) -> Iterator[BaselineCase]:

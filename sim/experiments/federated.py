@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from multimix.contract.run_config import PRETRAINING_DEFAULTS, RunConfig, Scalar, read_run_config
+from multimix.contract.run_config import RunConfig
 from multimix.data.hospitals import Hospital
 from multimix.data.store import Store
 from multimix.errors import CheckpointError, InputError
@@ -24,35 +24,24 @@ from server.results import Results
 from sim.experiments.case import AnyCase, case_sha256
 from sim.experiments.scores import Scores, score
 from sim.experiments.sources import ScoredSet
-from sim.pretrain import FILE as PUBLIC
 from sim.pretrain import pretrain
 from sim.run import hospitals_of, simulate
 
 RUN: Final = "run"  # the run folder inside a case's
 BEGUN: Final = "begun.txt"  # which case, by which code
-PHANTOMS: Final = "phantoms"  # and that of the public model it begins with
 
 
-def phantom_model(config: RunConfig, folder: Path, *, workers: int) -> Path:
-    """Return a model taught by phantoms, of the shape of a configuration's: what a private run may begin with."""
-    path = folder / PUBLIC
-    if not path.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        shape = {key: config.flat()[key] for key in ("preset", "image-size", "width", "seed", "cache")}
-        length: dict[str, Scalar] = {"rounds": config.rounds, "local-steps": 10 * config.local_steps}
-        pretrain(
-            read_run_config({**PRETRAINING_DEFAULTS, **shape, **length, "out": str(folder)}),
-            workers=workers,
-        )
-    return path
+def public_model(config: RunConfig, folder: Path, *, workers: int) -> Path:
+    """Return the file of a model taught by phantoms as a configuration says, trained in a folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return pretrain(config.model_copy(update={"out": str(folder)}), workers=workers)
 
 
 def keep_if_of(folder: Path, case: AnyCase, code: str) -> None:
     """Remove what was begun in a case's folder unless it is of this very case, by this code."""
     mark, key = folder / BEGUN, f"{case_sha256(case)} {code}"
     if not mark.exists() or mark.read_text() != key:
-        for old in (RUN, PHANTOMS):
-            shutil.rmtree(folder / old, ignore_errors=True)
+        shutil.rmtree(folder / RUN, ignore_errors=True)
         write_atomically(mark, key.encode())
 
 
@@ -62,6 +51,19 @@ def refuse_gaps(results: Results) -> None:
         for name, site in each.sites.items():
             if site.state != "accepted":
                 raise InputError("site_left_out", f"{name} was {site.state} in round {each.round}: it is not compared.")
+
+
+def spent(results: Results) -> dict[str, float]:
+    """Return the epsilon that a run cost a patient of each site, of two accountants the larger; empty if not private.
+
+    Raises:
+        InputError: `not_private` where a private run has no epsilon, or its noise was known.
+    """
+    sites = results.privacy_details.patients
+    found = {name: site.epsilon for name, site in sites.items() if site.epsilon is not None}
+    if len(found) < len(sites) or (sites and results.privacy_details.seeded):
+        raise InputError("not_private", "A private run ended without an epsilon for every site: it is no private row.")
+    return found
 
 
 def run_federation(config: RunConfig, folder: Path, *, workers: int) -> tuple[MultiMixNetwork, Results]:

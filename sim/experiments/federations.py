@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from typing import Final
 
-from multimix.contract.run_config import Scalar, read_run_config
+from multimix.contract.run_config import PRETRAINING_DEFAULTS, Scalar, read_run_config
 from sim.experiments.case import (
     AnyCase,
     EnsembleCase,
     FederatedCase,
+    PhantomCase,
     Row,
     ScaleCase,
     baselines_of,
@@ -19,6 +20,8 @@ MOST_IN_RAY: Final = 100
 WITHOUT: Final = "without-"  # begins the group of the rows for which a hospital is held out
 LOCAL: Final = "local"  # the group of hospitals alone
 CONVENTION: Final = "mediastinum_excluded"
+PHANTOMS: Final[Row] = "phantoms"  # the public model that private runs begin with
+NOT_PRIVATE: Final[Row] = "not-private"  # the same without privacy
 
 
 def hospitals_table(scale: Scale) -> Iterator[AnyCase]:
@@ -40,8 +43,7 @@ def hospitals_table(scale: Scale) -> Iterator[AnyCase]:
             yield _run(fedprox(mu), scale, seed, {first}, {"strategy": "fedprox", "proximal-mu": mu})
         for weight in scale.unlabelled_weights:
             yield _run(_with("unlabelled-weight", weight), scale, seed, {first}, {"unlabelled-weight": weight})
-        for epsilon in scale.epsilons:
-            yield _private(epsilon, scale, seed, {first})
+        yield from _private(scale, seed, {first})
 
 
 def group_without(held_out: set[str]) -> str:
@@ -58,21 +60,44 @@ def _with(name: str, value: float) -> Row:
     return f"{name}-{value:g}".replace(".", "-")
 
 
-def _private(epsilon: float, scale: Scale, seed: int, held_out: set[str]) -> FederatedCase:
-    """Return a run with privacy for patients, begun with a model of phantoms; all labels and masks, as noise needs."""
+def _private(scale: Scale, seed: int, held_out: set[str]) -> Iterator[PhantomCase | FederatedCase]:
+    """Yield a model of phantoms, federations with privacy for patients that begin with it, and one without.
+
+    All have all labels and masks: patients whose labels are not used would pay for noise all the same.
+    """
+    public = _phantoms(scale, seed, held_out)
+    yield public
+    begun: dict[str, Scalar] = {"preset": "private", "labels": "", "masks": ""}
     private: dict[str, Scalar] = {
-        "preset": "private",
         "dp": "patient",
-        "dp-epsilon": epsilon,
         "dp-sampling-rate": 0.5,
         "dp-parameters": "affine",
-        "rounds": 5,
-        "local-steps": 4,
-        "labels": "",
-        "masks": "",
+        "rounds": scale.private.rounds,
+        "local-steps": scale.private.local_steps,
     }
-    case = _run(f"epsilon-{epsilon:g}", scale, seed, held_out, private)
-    return case.model_copy(update={"from_phantoms": True})
+    rows: dict[Row, dict[str, Scalar]] = {
+        **{f"epsilon-{epsilon:g}": {**private, "dp-epsilon": epsilon} for epsilon in scale.private.epsilons},
+        NOT_PRIVATE: {"learning-rate": scale.private.learning_rate},
+    }
+    for name, changes in rows.items():
+        case = _run(name, scale, seed, held_out, {**begun, **changes})
+        yield case.model_copy(update={"from_phantoms": public})
+
+
+def _phantoms(scale: Scale, seed: int, held_out: set[str]) -> PhantomCase:
+    """Return the public model of private runs."""
+    private = scale.private
+    length = {
+        "phantom-patients": private.phantom_patients,
+        "rounds": private.phantom_rounds,
+        "local-steps": private.phantom_local_steps,
+    }
+    shape = {"image-size": scale.image_size, "width": scale.width, "seed": seed, "pictures": 0}
+    return PhantomCase(
+        group=group_without(held_out),
+        config=read_run_config({"title": "phantoms", **PRETRAINING_DEFAULTS, **shape, **length}),
+        scored=_run("fedavg", scale, seed, held_out).config,
+    )
 
 
 def _local(name: str, scale: Scale, seed: int) -> FederatedCase:

@@ -5,7 +5,7 @@ escaped.
 """
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from multimix.files import write_atomically
 from multimix.pictures import PREDICTION_COLOUR, SALIENCY_COLOURS, TRUTH_COLOUR
-from sim.experiments.figures import EpsilonPoint, budget_charts, budget_legend, epsilon_chart, epsilon_legend
+from sim.experiments.figures import budget_charts, budget_legend, epsilon_chart, epsilon_legend
 from sim.experiments.page_tables import (
     convergence_table,
     difference_table,
@@ -21,8 +21,10 @@ from sim.experiments.page_tables import (
     grid_tables,
     health_table,
     heat_map,
+    privacy_table,
     scaling_table,
 )
+from sim.experiments.private_runs import privacy_points
 from sim.experiments.scales import SCALES, Scale
 from sim.experiments.strips import Strip
 from sim.experiments.summary import Summary
@@ -43,34 +45,26 @@ _SCALES: Final = {
 _HASH: Final = 16
 
 
-def write_page(
-    summary: Summary,
-    folder: Path,
-    strips: Sequence[Strip] = (),
-    *,
-    privacy: Mapping[str, Sequence[EpsilonPoint]] | None = None,
-) -> Path:
-    """Write the page and return the file; `privacy` are points against epsilon, by the heading of their chart.
-
-    Raises:
-        ValueError: an epsilon is not positive.
-    """
+def write_page(summary: Summary, folder: Path, strips: Sequence[Strip] = ()) -> Path:
+    """Write the page and return the file."""
     path = folder / FILE
-    write_atomically(path, render(summary, strips, privacy=privacy).encode())  # readable by its owner: radiographs
+    write_atomically(path, render(summary, strips).encode())  # readable by its owner: radiographs
     return path
 
 
-def render(
-    summary: Summary,
-    strips: Sequence[Strip] = (),
-    *,
-    privacy: Mapping[str, Sequence[EpsilonPoint]] | None = None,
-) -> str:
-    """Return the page; ValueError as `write_page`."""
+def render(summary: Summary, strips: Sequence[Strip] = ()) -> str:
+    """Return the page."""
     grid, federated = summary.experiment in _GRIDS, summary.experiment == "federated"
-    others = (goal_table(summary), scaling_table(summary), convergence_table(summary), health_table(summary))
+    others = (
+        goal_table(summary),
+        scaling_table(summary),
+        privacy_table(summary),
+        convergence_table(summary),
+        health_table(summary),
+    )
     by_epsilon = [
-        (epsilon_chart(points, heading=name), epsilon_legend(points)) for name, points in (privacy or {}).items()
+        (epsilon_chart(points, heading=name), epsilon_legend(points))
+        for name, points in privacy_points(summary).items()
     ]
     return _TEMPLATE.render(
         summary=summary,

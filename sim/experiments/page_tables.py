@@ -11,8 +11,17 @@ from typing import Final
 from sim.experiments.cells import Column, cells_of, estimate_of, in_cell, published_value
 from sim.experiments.goals import in_words, met, seeds_in_words
 from sim.experiments.inference import Estimate, p_in_words
+from sim.experiments.private_runs import private_rows
 from sim.experiments.summary import Difference, RowFigures, Summary
-from sim.experiments.tables import CROSS_CLASS, CROSS_MASK, IN_CLASS, IN_MASK, health_columns
+from sim.experiments.tables import (
+    CROSS_CLASS,
+    CROSS_MASK,
+    IN_CLASS,
+    IN_MASK,
+    epsilons_in_words,
+    health_columns,
+    privacy_columns,
+)
 
 NOTHING: Final = "\u2013"
 _SIGNIFICANT: Final = 0.05
@@ -158,6 +167,16 @@ def scaling_table(summary: Summary) -> Table:
     ]
     titles = ("sites", "parameters", "s a round", "ms a site", "of the round, server s", "peak MiB")
     return Table("Rounds of many sites", ("engine",), titles, tuple(lines))
+
+
+def privacy_table(summary: Summary) -> Table:
+    """Return the private runs of patients, and what they are compared with."""
+    columns = privacy_columns()
+    lines = [
+        Line((row.row,), (*(_cell(row, column) for column in columns), Cell(epsilons_in_words(row))))
+        for row in private_rows(summary)
+    ]
+    return Table("Privacy for patients", ("row",), (*(each.title for each in columns), "epsilon spent"), tuple(lines))
 
 
 def _grid_table(summary: Summary, heading: str, columns: Sequence[Column]) -> Table:

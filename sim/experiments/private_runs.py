@@ -1,51 +1,48 @@
-"""Utility against epsilon: of the private runs whose results stand in this checkout's docs/runs."""
+"""What privacy for patients costs: the private runs of the hospitals' table, and what they are compared with."""
 
-from math import inf
-from pathlib import Path
+import math
+from collections.abc import Mapping
 from typing import Final
 
-from multimix.errors import InputError
-from server.results import Results, read_results
+from sim.experiments.cells import Column, estimate_of, unseen_column
+from sim.experiments.federations import NOT_PRIVATE, PHANTOMS, group_without
 from sim.experiments.figures import EpsilonPoint
+from sim.experiments.scales import HELD_OUT
+from sim.experiments.summary import RowFigures, Summary
 
-_FIGURES: Final = (
-    ("AUROC on kermany", "kermany", "auroc"),
-    ("Dice on montgomery, never trained on", "montgomery", "dice"),
-)
+GROUP: Final = group_without({HELD_OUT[0]})
+FIGURES: Final = {
+    "AUROC on kermany": Column("kermany AUROC", "kermany/test", "auroc"),
+    f"Dice on {HELD_OUT[0]}, never trained on": unseen_column(HELD_OUT[0]),
+}
 
 
-def privacy_points(runs: Path) -> dict[str, list[EpsilonPoint]]:
+def private_rows(summary: Summary) -> list[RowFigures]:
+    """Return the private runs from little privacy spent to much, between what they begin with and one without."""
+    rows = {row.row: row for row in summary.rows if row.group == GROUP}
+    private = sorted((row for row in rows.values() if row.epsilon_spent), key=_epsilon)
+    ends = [rows[name] for name in (PHANTOMS, NOT_PRIVATE) if name in rows]
+    return [*(row for row in ends if row.row == PHANTOMS), *private, *(row for row in ends if row.row == NOT_PRIVATE)]
+
+
+def privacy_points(summary: Summary) -> Mapping[str, list[EpsilonPoint]]:
     """Return the points of each chart, by its heading; none where no run with and none without privacy is there."""
-    read = (_read(folder) for folder in sorted(runs.glob("*/")))
-    results = [each for each in read if each is not None and each.status == "finished"]
-    private = [each for each in results if each.config.get("dp") == "patient"]
-    like = [each for each in results if each.config.get("dp") == "none" and _same_task(each, private)]
-    private = [each for each in private if _same_task(each, like)]
-    if not private:
+    rows = [row for row in private_rows(summary) if row.row != PHANTOMS]
+    if not any(row.epsilon_spent for row in rows) or all(row.epsilon_spent for row in rows):
         return {}
-    return {
-        heading: [
-            EpsilonPoint(_epsilon(each), value, None, None, site)
-            for each in (*private, *like)
-            if site in each.sites and (value := each.sites[site].metrics.get(metric)) is not None
-        ]
-        for heading, site, metric in _FIGURES
-    }
+    return {heading: [*_points(rows, column)] for heading, column in FIGURES.items()}
 
 
-def _read(folder: Path) -> Results | None:
-    try:
-        return read_results(folder)
-    except InputError:
-        return None
+def _points(rows: list[RowFigures], column: Column) -> list[EpsilonPoint]:
+    site = column.set.partition("/")[0]
+    found = [(row, estimate) for row in rows if (estimate := estimate_of(row, column)) is not None]
+    return [
+        EpsilonPoint(_epsilon(row), estimate.value, estimate.low, estimate.high, site)
+        for row, estimate in found
+        if estimate.value is not None
+    ]
 
 
-def _same_task(one: Results, others: list[Results]) -> bool:
-    """Whether a run differs from one of the others in its privacy alone."""
-    keys = ("data", "preset", "row", "width", "image-size", "hold-out", "labels", "masks")
-    return any(all(one.config.get(key) == other.config.get(key) for key in keys) for other in others)
-
-
-def _epsilon(results: Results) -> float:
-    epsilon = results.config.get("dp-epsilon")
-    return float(epsilon) if results.config.get("dp") == "patient" and isinstance(epsilon, int | float) else inf
+def _epsilon(row: RowFigures) -> float:
+    """Return the epsilon of the hospital whose patients pay most; infinity without privacy."""
+    return max(row.epsilon_spent.values(), default=math.inf)

@@ -30,6 +30,7 @@ TABLES: Final[dict[str, Callable[[Summary], str]]] = {
     "differences": tables.difference_table,
     "sites": tables.site_table,
     "scaling": tables.scaling_table,
+    "privacy": tables.privacy_table,
     "convergence": tables.convergence_table,
 }
 

@@ -37,6 +37,7 @@ class CaseRecord(Frozen):
     pseudo_label_rate: float | None = None  # of the unlabelled views, how many were confident
     scaling: Scaling | None = None
     convergence: dict[str, Convergence] = Field(default_factory=dict)  # of a federation, by validation figure
+    epsilon_spent: dict[str, float] = Field(default_factory=dict)  # of a private one, by site
 
 
 def software() -> dict[str, str]:

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Final
 
 from multimix.acceleration import EXACT, Acceleration
-from server.runs import APP_ROOT
 from sim.experiments.case import AnyCase, case_name
 from sim.experiments.contrasts import contrasts_of
 from sim.experiments.engine import Done, look_up, run_cases
 from sim.experiments.page import write_page
-from sim.experiments.private_runs import privacy_points
 from sim.experiments.record import CaseRecord
 from sim.experiments.scales import ScaleName
 from sim.experiments.strips import Strip, case_strips
@@ -82,8 +80,7 @@ def run_experiment(
     )
     write_summary(summary, order.folder)
     write_tables(summary, order.folder)
-    privacy = privacy_points(APP_ROOT / "docs" / "runs") if order.name == "federated" else {}
-    write_page(summary, order.folder, list(_strips(order, done)), privacy=privacy)
+    write_page(summary, order.folder, list(_strips(order, done)))
     return worked, summary
 
 

@@ -10,6 +10,21 @@ Cell = tuple[Budget, Budget]  # labels, masks
 HELD_OUT: Final = ("montgomery", "nih14", "shenzhen")
 
 
+class PrivateScale(Frozen):
+    """How long federations with patient-level privacy train, and the public model that they begin with.
+
+    Few rounds of few steps with half of all patients each: every step is paid for with noise.
+    """
+
+    epsilons: tuple[float, ...] = (3.0, 8.0)
+    rounds: int = 5
+    local_steps: int = 4
+    phantom_patients: int = 300  # at each of the phantoms' hospitals
+    phantom_rounds: int = 10
+    phantom_local_steps: int = 20
+    learning_rate: float = 1e-3  # of the same run without privacy; the private one has its own
+
+
 class Scale(Frozen):
     """How large and how long."""
 
@@ -27,7 +42,7 @@ class Scale(Frozen):
     held_out: tuple[str, ...] = HELD_OUT  # one at a time
     proximal_mus: tuple[float, ...] = (0.01, 0.1)
     unlabelled_weights: tuple[float, ...] = (0.0, 0.01)  # in the average, beside the default's
-    epsilons: tuple[float, ...] = ()  # of federations with patient-level privacy
+    private: PrivateScale = PrivateScale()
     labels_each: int = 200  # of a hospital that has labels
     masks_each: int = 50
     many_sites: tuple[tuple[int, int], ...] = ((10, 16), (100, 16), (1000, 4))  # and the network's width
@@ -49,6 +64,9 @@ SCALES: Final[dict[ScaleName, Scale]] = {
         site_images_per_group=2,
         proximal_mus=(0.01,),
         unlabelled_weights=(0.0,),
+        private=PrivateScale(
+            epsilons=(8.0,), rounds=2, local_steps=1, phantom_patients=8, phantom_rounds=1, phantom_local_steps=1
+        ),
         labels_each=4,
         masks_each=2,
         many_sites=((3, 2),),
@@ -77,6 +95,5 @@ SCALES: Final[dict[ScaleName, Scale]] = {
         site_images_per_group=10,
         held_out=(*HELD_OUT, "kermany", "jsrt", "cohen"),
         proximal_mus=(0.001, 0.01, 0.1, 1.0),
-        epsilons=(8.0, 3.0),
     ),
 }

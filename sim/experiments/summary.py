@@ -1,10 +1,13 @@
 """From finished cases to the figures of an experiment: one file that tables, page and README are made of."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from pydantic import Field
 
 from multimix.config import Frozen
 from multimix.files import write_atomically
@@ -34,6 +37,7 @@ class RowFigures(Frozen):
     pseudo_label_rate: float | None
     convergence: dict[str, Convergence]  # of the first seed
     scaling: Scaling | None = None
+    epsilon_spent: dict[str, float] = Field(default_factory=dict)  # by site; of several seeds the most
 
 
 class Difference(Frozen):
@@ -143,6 +147,10 @@ def _row(group: str, row: str, finished: Sequence[_Finished], replicates: int) -
         pseudo_label_rate=sum(rates) / len(rates) if rates else None,
         convergence=finished[0].record.convergence,
         scaling=finished[0].record.scaling,
+        epsilon_spent={
+            site: max(each.record.epsilon_spent.get(site, math.inf) for each in finished)
+            for site in finished[0].record.epsilon_spent
+        },
     )
 
 

@@ -1,5 +1,6 @@
 """The tables of an experiment in Markdown, from its summary alone: for docs/experiments.md and the README."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -15,10 +16,11 @@ from sim.experiments.cells import (
     unseen_hospital,
     worst,
 )
-from sim.experiments.federations import LOCAL, group_without
+from sim.experiments.federations import LOCAL, NOT_PRIVATE, PHANTOMS, group_without
 from sim.experiments.goals import in_words, met, seeds_in_words
 from sim.experiments.inference import p_in_words
 from sim.experiments.owners import LABELLED, MASKED
+from sim.experiments.private_runs import private_rows
 from sim.experiments.scales import HELD_OUT
 from sim.experiments.summary import RowFigures, Summary
 
@@ -196,6 +198,29 @@ def site_table(summary: Summary, groups: Sequence[str] = ()) -> str:
     return markdown([*header, "worst AUROC", "worst Dice", "the one held out, all patients"], body)
 
 
+def privacy_columns() -> tuple[Column, ...]:
+    """Return the figures of private runs: of the sites that train, and of the one that is held out."""
+    held_out = HELD_OUT[0]
+    inside = (each for each in SITES if not each.set.startswith(f"{held_out}/"))
+    return (*inside, unseen_column(held_out)._replace(title=f"{held_out} Dice, held out"))
+
+
+def epsilons_in_words(row: RowFigures) -> str:
+    """Return what a run cost the patients of each site: never less than it was."""
+    spent = ", ".join(f"{name} {math.ceil(1000 * each) / 1000:.3f}" for name, each in sorted(row.epsilon_spent.items()))
+    return spent or {PHANTOMS: "0", NOT_PRIVATE: "infinity"}.get(row.row, NOT_DONE)
+
+
+def privacy_table(summary: Summary) -> str:
+    """Return the private runs, what they begin with, the same without privacy, and what each cost the patients."""
+    columns = privacy_columns()
+    body = [
+        [row.row, *(_figure(row, each, intervals=False) for each in columns), epsilons_in_words(row)]
+        for row in private_rows(summary)
+    ]
+    return markdown(["row", *(each.title for each in columns), "epsilon spent"], body)
+
+
 def goal_table(summary: Summary) -> str:
     """Return what was aimed at, and by how much it is reached or missed."""
     body = [
@@ -225,6 +250,7 @@ def write_tables(summary: Summary, folder: Path) -> Path:
         parts.append(scaling_table(summary))
     elif summary.experiment == "federated":
         parts += ["## Every row at every hospital", site_table(summary)]
+        parts += ["## Privacy for patients", privacy_table(summary)]
         parts += ["## Rounds and bytes", convergence_table(summary)]
     else:
         for title, columns in (

@@ -23,6 +23,7 @@ from sim.experiments.case import (
     CentralCase,
     EnsembleCase,
     FederatedCase,
+    PhantomCase,
     ScaleCase,
     case_name,
     case_sha256,
@@ -31,14 +32,14 @@ from sim.experiments.central import score_case, train_case
 from sim.experiments.convergence import Convergence, convergence
 from sim.experiments.ensemble import score_ensemble
 from sim.experiments.federated import (
-    PHANTOMS,
     RUN,
     keep_if_of,
-    phantom_model,
+    public_model,
     refuse_gaps,
     run_federation,
     score_everywhere,
     sets_of,
+    spent,
 )
 from sim.experiments.federations import LOCAL
 from sim.experiments.lungs import cut_to_lungs
@@ -66,9 +67,10 @@ class Place:
         """Return the folder of a case."""
         return self.out / case_name(case)
 
-    def config(self, case: FederatedCase | ScaleCase) -> RunConfig:
-        """Return the configuration of a federation here."""
-        return case.config.model_copy(update={"data": str(self.data / "cxr"), "cache": str(self.cache)})
+    def config(self, case: FederatedCase | PhantomCase | ScaleCase) -> RunConfig:
+        """Return the configuration of a federation here; of a public model, that of the one it is scored as."""
+        config = case.scored if isinstance(case, PhantomCase) else case.config
+        return config.model_copy(update={"data": str(self.data / "cxr"), "cache": str(self.cache)})
 
     def store(self, case: AnyCase) -> Store:
         """Open, or decode, the images of a case."""
@@ -102,6 +104,7 @@ class _Outcome:
     pseudo_label_rate: float | None = None
     convergence: dict[str, Convergence] = field(default_factory=dict)
     scaling: Scaling | None = None
+    epsilon_spent: dict[str, float] = field(default_factory=dict)
 
 
 def do(case: AnyCase, place: Place, *, told: Told | None = None) -> CaseRecord:
@@ -133,6 +136,7 @@ def do(case: AnyCase, place: Place, *, told: Told | None = None) -> CaseRecord:
         pseudo_label_rate=outcome.pseudo_label_rate,
         convergence=outcome.convergence,
         scaling=outcome.scaling,
+        epsilon_spent=outcome.epsilon_spent,
     )
     write_record(folder, record)
     return record
@@ -145,6 +149,8 @@ def _outcome(case: AnyCase, place: Place, store: Store, folder: Path, told: Told
         return _federated(case, place, folder)
     if isinstance(case, EnsembleCase):
         return _ensemble(case, place, store)
+    if isinstance(case, PhantomCase):
+        return _phantoms(case, place, folder)
     if isinstance(case, ScaleCase):
         return _scaling(case, place, folder)
     if case.lungs_by is not None:
@@ -218,8 +224,7 @@ def _federated(case: FederatedCase, place: Place, folder: Path) -> _Outcome:
     config = place.config(case)
     keep_if_of(folder, case, code_version())
     if case.from_phantoms:
-        public = phantom_model(config, folder / PHANTOMS, workers=place.workers)
-        config = config.model_copy(update={"start_from": str(public)})
+        config = config.model_copy(update={"start_from": str(place.folder(case.from_phantoms) / MODEL)})
     network, results = run_federation(config, folder / RUN, workers=place.workers)
     refuse_gaps(results)
     started = time.monotonic()
@@ -232,4 +237,16 @@ def _federated(case: FederatedCase, place: Place, folder: Path) -> _Outcome:
         score_s=time.monotonic() - started,
         pseudo_label_rate=sum(rates) / len(rates) if rates else None,
         convergence={} if case.config.pooled or case.group == LOCAL else convergence(results, network),
+        epsilon_spent=spent(results),
     )
+
+
+def _phantoms(case: PhantomCase, place: Place, folder: Path) -> _Outcome:
+    started = time.monotonic()
+    config = case.config.model_copy(update={"cache": str(place.cache)})
+    path = public_model(config, folder / RUN, workers=place.workers)
+    network = load_model(path)
+    shutil.copyfile(path, folder / MODEL)
+    middle = time.monotonic()
+    scores = score_everywhere(network, place.config(case))
+    return _Outcome(network, scores, train_s=middle - started, score_s=time.monotonic() - middle)

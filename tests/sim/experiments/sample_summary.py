@@ -30,6 +30,7 @@ def federated_summary(**changes):
     for place, group in enumerate(groups):
         names = ("local-kermany", "local-jsrt") if group == "local" else ("majority", "mean-mask", "fedavg", "ensemble")
         rows += [_hospitals(name, group, 0.02 * number - 0.03 * place) for number, name in enumerate(names)]
+    rows += [_hospitals(name, groups[0], -0.1) for name in ("phantoms", "epsilon-3", "epsilon-8", "not-private")]
     return summary("federated", rows, **changes)
 
 
@@ -122,4 +123,7 @@ def _hospitals(name, group, shift):
         if place.startswith(held):
             figures[f"{held}/all"] = figures[place]
     curve = {"rounds": 4, "sent_bytes": 23_400_000, "last": 0.91}
-    return row(name, group, figures, convergence={"auroc": curve} if name == "fedavg" else {})
+    spent = {"kermany": 2.998, "jsrt": 2.41} if name == "epsilon-3" else {}
+    spent = {"kermany": 7.993, "jsrt": 6.2} if name == "epsilon-8" else spent
+    convergence = {"auroc": curve} if name == "fedavg" else {}
+    return row(name, group, figures, convergence=convergence, epsilon_spent=spent)

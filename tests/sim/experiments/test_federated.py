@@ -7,9 +7,9 @@ from multimix.config import preset
 from multimix.data.sampling import union
 from multimix.errors import InputError
 from multimix.weights import load_model
-from server.results import SiteRound, read_results
+from server.results import Privacy, SitePrivacy, SiteRound, read_results
 from sim.experiments.case import BaselineCase, EnsembleCase, case_name, needs
-from sim.experiments.federated import RUN, keep_if_of, phantom_model, refuse_gaps, run_federation, sets_of
+from sim.experiments.federated import RUN, keep_if_of, refuse_gaps, run_federation, sets_of, spent
 from sim.experiments.record import MODEL, SCORES
 from sim.experiments.scores import ScoreFile, score
 from sim.experiments.suites import cases
@@ -18,6 +18,7 @@ from sim.run import hospitals_of
 
 HOSPITALS = {"cohen", "jsrt", "kermany", "montgomery", "nih14", "shenzhen"}
 FEDAVG = next(case for case in cases("federated", "smoke") if case_name(case) == "fedavg_without-montgomery_s0")
+PUBLIC = next(case for case in cases("federated", "smoke") if case.row == "phantoms")
 
 
 @pytest.fixture(scope="module")
@@ -110,14 +111,63 @@ def test_a_run_in_which_a_hospital_was_left_out_is_not_scored(place, record):
     assert caught.value.reason == "site_left_out"
 
 
-@pytest.mark.slow
-def test_a_private_run_begins_with_a_model_of_phantoms_that_is_made_once(place, tmp_path):
-    config = place.config(FEDAVG).model_copy(update={"preset": "private", "rounds": 1})
-    path = phantom_model(config, tmp_path / "phantoms", workers=1)
-    made = path.stat().st_mtime_ns
-    network = load_model(path)
+@pytest.fixture(scope="module")
+def public(place):
+    return do(PUBLIC, place)
+
+
+def test_a_public_model_is_scored_where_the_private_runs_are(place, public):
+    network = load_model(place.folder(PUBLIC) / MODEL)
     assert (network.config.image_size, network.config.width, network.config.standardised) == (32, 2, True)
-    assert phantom_model(config, tmp_path / "phantoms", workers=1).stat().st_mtime_ns == made
+    assert set(scores_in(place, PUBLIC)) == {*(f"{name}/test" for name in HOSPITALS), "montgomery/all"}
+    assert public.epsilon_spent == {}
+
+
+def test_a_run_begins_with_the_public_model(place, public):
+    without = next(case for case in cases("federated", "smoke") if case.row == "not-private")
+    do(without, place)
+    begun = read_results(place.folder(without) / RUN).config["start-from"]
+    assert begun == str(place.folder(PUBLIC) / MODEL)
+
+
+def privacy(epsilon, **changes):
+    site = SitePrivacy(
+        epsilon=epsilon,
+        delta=1e-3,
+        planned_epsilon=8.0,
+        noise_multiplier=1.0,
+        clip_norm=1.0,
+        sampling_rate=0.5,
+        declared_patients=10,
+        images_per_patient=1,
+        modules=("encoder",),
+        parameters="affine",
+        rounds=1,
+        steps=1,
+    )
+    return Privacy(patients={"jsrt": site}, **changes)
+
+
+def test_what_a_run_spent_is_that_of_its_results(place, record):
+    results = read_results(place.folder(FEDAVG) / RUN)
+    assert spent(results) == {}
+    assert spent(results.model_copy(update={"privacy_details": privacy(7.5)})) == {"jsrt": 7.5}
+
+
+@pytest.mark.parametrize("details", [privacy(None), privacy(7.5, seeded=True)], ids=["unknown", "known noise"])
+def test_a_run_whose_privacy_is_not_sure_is_no_private_row(place, record, details):
+    results = read_results(place.folder(FEDAVG) / RUN).model_copy(update={"privacy_details": details})
+    with pytest.raises(InputError) as caught:
+        spent(results)
+    assert caught.value.reason == "not_private"
+
+
+@pytest.mark.slow
+def test_a_private_row_spends_no_more_than_its_epsilon_at_any_hospital(place, public):
+    private = next(case for case in cases("federated", "smoke") if case.row == "epsilon-8")
+    found = do(private, place).epsilon_spent
+    assert set(found) == HOSPITALS - {"montgomery"}
+    assert all(0 < epsilon <= 8 for epsilon in found.values())
 
 
 def test_an_ensemble_of_one_federation_says_what_the_federation_says(place, record):

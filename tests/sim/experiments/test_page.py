@@ -1,14 +1,12 @@
 """The page of an experiment: one well-formed file that says what is missing and fetches nothing."""
 
 import html
-import math
 import re
 from html.parser import HTMLParser
 
 import pytest
 from sample_summary import difference, estimate, federated_summary, paper_summary, row, summary
 
-from sim.experiments.figures import EpsilonPoint
 from sim.experiments.page import duration, render, write_page
 from sim.experiments.page_tables import difference_table, grid_tables, heat_map, scaling_table
 from sim.experiments.strips import Strip
@@ -16,7 +14,6 @@ from tests.browser import load_in_browser
 
 VOID = {"meta", "img", "br"}
 STRIP = Strip(b"\x89PNG", "modern 100-10 on jsrt/test: best of 123 by Dice; Dice 0.979, label normal")
-PRIVACY = {"AUROC": [EpsilonPoint(e, 0.8, 0.7, 0.9, "kermany") for e in (1.0, 8.0, math.inf)]}
 
 
 class _Page(HTMLParser):
@@ -54,7 +51,7 @@ def said(page):
     ids=["paper", "federated", "no case", "no hospital", "no ablation"],
 )
 def test_the_page_is_well_formed_whatever_is_finished(made):
-    page = render(made, [STRIP], privacy=PRIVACY)
+    page = render(made, [STRIP])
     assert _Page(page).problems == []
     assert not re.search(r"\bnan\b|\bNone\b", page)
 
@@ -98,10 +95,12 @@ def test_cases_of_several_versions_are_announced():
 def test_no_text_can_become_markup():
     attack = '"><script>alert(1)</script>'
     rows = [row(attack, "100-10", {"jsrt/test": {"dice": estimate(0.9)}})]
-    made = summary("paper", rows, missing=[attack], code=[attack], software={attack: attack}, scale=attack)
-    page = render(made, [Strip(b"", attack)], privacy={attack: [EpsilonPoint(1, 0.5, None, None, attack)]})
-    assert "<script" not in page
-    assert _Page(page).problems == []
+    private = row("epsilon-8", "without-montgomery", {}, epsilon_spent={attack: 8.0})
+    for experiment, each in (("paper", rows), ("federated", [*rows, private])):
+        made = summary(experiment, each, missing=[attack], code=[attack], software={attack: attack}, scale=attack)
+        page = render(made, [Strip(b"", attack)])
+        assert "<script" not in page
+        assert _Page(page).problems == []
 
 
 def test_a_table_has_the_figure_its_interval_and_what_was_published():
@@ -179,7 +178,7 @@ def test_a_figure_without_an_interval_stands_alone():
 @pytest.mark.browser
 @pytest.mark.parametrize("made", [paper_summary, federated_summary])
 def test_a_narrow_page_does_not_scroll_sideways_and_a_browser_has_no_complaint(made, tmp_path):
-    page = html.escape(render(made(), privacy=PRIVACY))
+    page = html.escape(render(made()))
     script = (
         "const e = this.contentDocument.documentElement; document.body.dataset.wide = e.scrollWidth > e.clientWidth"
     )

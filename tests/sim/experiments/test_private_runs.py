@@ -1,117 +1,89 @@
-"""The points of utility against epsilon: of which runs, and of which not."""
+"""Utility against epsilon: of which rows, and of which not; and what the tables say of what was spent."""
 
 from math import inf
-from pathlib import Path
 
 import pytest
+from sample_summary import estimate, row, summary
 
-from server.results import RESULTS_FILE, read_results, write_results
 from sim.experiments.figures import epsilon_chart
-from sim.experiments.private_runs import privacy_points
+from sim.experiments.page_tables import privacy_table as page_table
+from sim.experiments.private_runs import privacy_points, private_rows
+from sim.experiments.tables import epsilons_in_words, privacy_table
 
-RUNS = Path(__file__).parents[3] / "docs" / "runs"
 AUROC, DICE = "AUROC on kermany", "Dice on montgomery, never trained on"
-PRIVATE, OPEN = read_results(RUNS / "dp8"), read_results(RUNS / "open")
+GROUP = "without-montgomery"
 
 
-def points_of(folder, **runs):
-    for name, results in runs.items():
-        (folder / name).mkdir()
-        write_results(results, folder / name)
-    return privacy_points(folder)
+def figures(value):
+    return {"kermany/test": {"auroc": estimate(value)}, "montgomery/all": {"dice": estimate(value + 0.1)}}
 
 
-def changed(results, **config):
-    """The same results of another configuration; a dash of a key is written as in Python."""
-    values = {key.replace("_", "-"): value for key, value in config.items()}
-    return results.model_copy(update={"config": results.config | values})
+def private(epsilon, value, group=GROUP, **changes):
+    return row(f"epsilon-{epsilon}", group, figures(value), epsilon_spent={"jsrt": 0.9 * epsilon, "kermany": epsilon})
 
 
-def test_the_runs_of_this_checkout_have_two_charts_of_three_points():
-    found = privacy_points(RUNS)
+PHANTOMS, OPEN = row("phantoms", GROUP, figures(0.5)), row("not-private", GROUP, figures(0.8))
+FEDAVG = row("fedavg", GROUP, figures(0.9))
+
+
+def federation(*rows):
+    return summary("federated", rows, differences=[])
+
+
+ALL = federation(OPEN, private(8, 0.7), FEDAVG, private(3, 0.6), PHANTOMS)
+
+
+def test_rows_go_from_what_nobody_pays_for_to_what_is_not_private():
+    assert [each.row for each in private_rows(ALL)] == ["phantoms", "epsilon-3", "epsilon-8", "not-private"]
+
+
+def test_a_point_stands_at_the_epsilon_of_those_who_pay_most_with_its_interval():
+    found = privacy_points(ALL)
     assert found.keys() == {AUROC, DICE}
-    for heading, site, metric in ((AUROC, "kermany", "auroc"), (DICE, "montgomery", "dice")):
-        named = {3.0: "dp3", 8.0: "dp8", inf: "open"}  # `cxr` is of another preset and image size
-        expected = {epsilon: read_results(RUNS / run).sites[site].metrics[metric] for epsilon, run in named.items()}
-        assert {point.epsilon: point.value for point in found[heading]} == expected
-        assert {point.name for point in found[heading]} == {site}
-        assert len(found[heading]) == 3
+    assert {(point.epsilon, point.value) for point in found[AUROC]} == {(3.0, 0.6), (8.0, 0.7), (inf, 0.8)}
+    assert {point.epsilon: round(point.value, 3) for point in found[DICE]} == {3.0: 0.7, 8.0: 0.8, inf: 0.9}
+    assert {point.name for point in found[DICE]} == {"montgomery"}
+    assert all(point.low < point.value < point.high for points in found.values() for point in points)
 
 
-def test_the_hospital_said_to_be_never_trained_on_was_held_out_of_every_run_of_this_checkout():
-    for name in ("dp3", "dp8", "open"):
-        assert read_results(RUNS / name).sites["montgomery"].role == "held-out"
-
-
-def test_the_charts_of_this_checkout_can_be_drawn():
-    for heading, points in privacy_points(RUNS).items():
+def test_the_charts_can_be_drawn():
+    for heading, points in privacy_points(ALL).items():
         assert "not private" in epsilon_chart(points, heading=heading).svg
 
 
-@pytest.mark.parametrize("runs", [{}, {"private": PRIVATE}, {"open": OPEN}], ids=["none", "private", "open"])
-def test_without_a_run_of_either_kind_there_is_no_chart(tmp_path, runs):
-    assert points_of(tmp_path, **runs) == {}
-
-
-def test_where_there_is_no_folder_there_is_no_chart(tmp_path):
-    assert privacy_points(tmp_path / "nowhere") == {}
-
-
-def test_what_is_no_run_is_passed_over(tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "README.md").write_text("no run")
-    (tmp_path / "damaged").mkdir()
-    (tmp_path / "damaged" / RESULTS_FILE).write_text('{"schema_version": 1')
-    assert len(points_of(tmp_path, private=PRIVATE, open=OPEN)[AUROC]) == 2
-
-
 @pytest.mark.parametrize(
-    "config",
-    [
-        {"preset": "modern"},
-        {"image_size": 96},
-        {"hold_out": "nih14"},
-        {"labels": "200"},
-        {"masks": "50"},
-        {"data": "other"},
-        {"row": "umtl"},
-        {"width": 4},
-    ],
-    ids=lambda config: next(iter(config)),
+    "rows",
+    [[], [private(8, 0.7)], [OPEN], [PHANTOMS, OPEN, FEDAVG], [private(8, 0.7, "without-nih14"), OPEN]],
+    ids=["none", "private", "open", "not private", "of another hospital held out"],
 )
-def test_a_run_of_another_task_is_not_compared(tmp_path, config):
-    assert points_of(tmp_path, private=PRIVATE, open=changed(OPEN, **config)) == {}
+def test_without_a_run_of_either_kind_there_is_no_chart(rows):
+    assert privacy_points(federation(*rows)) == {}
 
 
-def test_a_private_run_that_no_open_one_is_like_has_no_point(tmp_path):
-    alone = changed(PRIVATE, image_size=96, dp_epsilon=1.0)
-    found = points_of(tmp_path, private=PRIVATE, open=OPEN, alone=alone)
+def test_a_figure_that_is_undefined_has_no_point():
+    unscored = private(3, 0.6) | {"figures": {"kermany/test": {"auroc": {"value": None}}}}
+    found = privacy_points(federation(unscored, private(8, 0.7), OPEN))
     assert sorted(point.epsilon for point in found[AUROC]) == [8.0, inf]
-
-
-@pytest.mark.parametrize("dp", ["site", "both"])
-def test_noise_for_whole_hospitals_is_neither_private_nor_open_here(tmp_path, dp):
-    found = points_of(tmp_path, private=PRIVATE, open=OPEN, other=changed(PRIVATE, dp=dp, dp_epsilon=1.0))
-    assert sorted(point.epsilon for point in found[AUROC]) == [8.0, inf]
-
-
-def test_a_figure_that_is_undefined_has_no_point(tmp_path):
-    kermany = PRIVATE.sites["kermany"].model_copy(update={"metrics": {"auroc": None}})
-    private = PRIVATE.model_copy(update={"sites": PRIVATE.sites | {"kermany": kermany}})
-    found = points_of(tmp_path, private=private, open=OPEN)
-    assert [point.epsilon for point in found[AUROC]] == [inf]
     assert sorted(point.epsilon for point in found[DICE]) == [8.0, inf]
 
 
-def test_a_run_that_is_still_going_on_or_was_stopped_has_no_point(tmp_path):
-    going = changed(PRIVATE, dp_epsilon=1.0).model_copy(update={"status": "running", "sites": {}})
-    found = points_of(tmp_path, private=PRIVATE, open=OPEN, going=going)
-    assert sorted(point.epsilon for point in found[AUROC]) == [8.0, inf]
+def test_the_table_has_a_line_for_each_with_what_every_hospital_spent():
+    text = privacy_table(ALL).splitlines()
+    assert text[0] == (
+        "| row | kermany AUROC | nih14 AUROC | jsrt Dice | shenzhen Dice | montgomery Dice, held out | epsilon spent |"
+    )
+    assert text[2] == "| phantoms | 0.500 | - | - | - | 0.600 | 0 |"
+    assert text[4] == "| epsilon-8 | 0.700 | - | - | - | 0.800 | jsrt 7.200, kermany 8.000 |"
+    assert text[5].endswith("| infinity |")
+    assert [line.names[0] for line in page_table(ALL).lines] == [each.row for each in private_rows(ALL)]
+    assert page_table(ALL).lines[2].cells[-1].text == "jsrt 7.200, kermany 8.000"
 
 
-def test_a_run_without_the_hospital_of_a_chart_has_no_point_in_it(tmp_path):
-    others = {name: site for name, site in PRIVATE.sites.items() if name != "kermany"}
-    without = changed(PRIVATE, dp_epsilon=1.0).model_copy(update={"sites": others})
-    found = points_of(tmp_path, private=PRIVATE, open=OPEN, without=without)
-    assert sorted(point.epsilon for point in found[AUROC]) == [8.0, inf]
-    assert sorted(point.epsilon for point in found[DICE]) == [1.0, 8.0, inf]
+def test_an_epsilon_is_never_rounded_down():
+    (only,) = private_rows(federation(row("epsilon-3", GROUP, {}, epsilon_spent={"jsrt": 2.9991})))
+    assert epsilons_in_words(only) == "jsrt 3.000"
+
+
+def test_a_row_that_names_no_epsilon_is_not_said_to_have_one():
+    (only,) = federation(FEDAVG).rows
+    assert epsilons_in_words(only) == "-"

@@ -147,10 +147,39 @@ def test_pooled_training_sees_as_many_images_a_step_as_all_hospitals():
     assert runs["pooled"].images_per_group == 5 * runs["fedavg"].images_per_group
 
 
-def test_private_rows_are_private_for_patients_and_begin_with_phantoms():
-    found = {case.row: case for case in cases("federated", "full") if case.row.startswith("epsilon")}
-    assert {case.config.dp_epsilon for case in found.values()} == {8.0, 3.0}
-    assert all(case.from_phantoms and case.config.patient_level for case in found.values())
+@pytest.mark.parametrize("scale", SIZES)
+def test_private_rows_are_private_for_patients_and_begin_with_phantoms(scale):
+    found = [case for case in cases("federated", scale) if case.row.startswith("epsilon")]
+    assert {case.config.dp_epsilon for case in found} == ({8.0} if scale == "smoke" else {8.0, 3.0})
+    assert all(case.from_phantoms and case.config.patient_level for case in found)
+
+
+@pytest.mark.parametrize("scale", SIZES)
+def test_what_private_rows_begin_with_has_seen_phantoms_alone_and_comes_first(scale):
+    found = cases("federated", scale)
+    private = [case for case in found if isinstance(case, FederatedCase) and case.from_phantoms]
+    for case in private:
+        public = case.from_phantoms
+        assert public in found
+        assert needs(case) == (case_name(public),)
+        assert (public.config.data, public.config.patient_level) == ("", False)
+        assert (public.config.image_size, public.config.width) == (case.config.image_size, case.config.width)
+        assert (public.group, public.scored.hold_out) == (case.group, case.config.hold_out)
+    assert any(not case.config.patient_level for case in private)  # the same without privacy
+
+
+def test_the_row_without_privacy_has_the_same_start_labels_and_masks():
+    found = {case.row: case for case in cases("federated", "cpu")}
+    private, without = found["epsilon-8"], found["not-private"]
+    assert private.from_phantoms == without.from_phantoms
+    assert (private.config.labels, private.config.masks) == (without.config.labels, without.config.masks) == ("", "")
+
+
+def test_what_a_public_model_has_seen_is_part_of_what_begins_with_it():
+    found = {case.row: case for case in cases("federated", "cpu")}
+    public = found["phantoms"].model_copy(update={"config": found["phantoms"].config.model_copy(update={"rounds": 1})})
+    other = found["epsilon-8"].model_copy(update={"from_phantoms": public})
+    assert case_sha256(other) != case_sha256(found["epsilon-8"])
 
 
 def test_every_mu_has_a_row_of_its_own():
